@@ -12,12 +12,13 @@ Processors run in this fixed order, each on the result of the one before:
     8. ``top_p``                keep the smallest set of highest probabilities whose sum reaches top_p
     9. ``min_p``                keep probabilities of at least min_p times the highest
 
-The choice itself is the Gumbel-max trick: the highest of ``logit + noise``. The noise of a token depends on seed, position and
-token id alone, never on the logits, the batch or the other candidates. A draft model that uses the same noise therefore agrees
-with the target as often as their logits allow, and the text is the same with speculation on and off at every temperature.
+The choice itself is the Gumbel-max trick: the highest of ``logit + noise``. The noise of a token depends on seed,
+position and token id alone, never on the logits, the batch or the other candidates. A draft model that uses the same
+noise agrees with the target as often as their logits allow, and the text is the same with speculation on and off at
+every temperature.
 
-The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with key = seed and
-counter = (token id, position low, position high, 0).
+The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with key = seed
+and counter = (token id, position low, position high, 0).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _NUCLEUS_GUESS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A chosen token; log-probabilities are natural logs under the unprocessed logits, ``None`` and empty unless asked for."""
+    """A chosen token; natural-log probabilities under the unprocessed logits, ``None`` and empty unless asked for."""
 
     token_id: int
     logprob: float | None = None
@@ -67,7 +68,7 @@ def philox4x32(counter: UInt32, *, key: tuple[int, int]) -> UInt32:
 
 
 def gumbel_noise(token_ids: Int64, *, seed: int, position: int) -> Float64:
-    """Standard Gumbel noise of the tokens int64 [N] at one absolute position -> float64 [N]; ``seed`` counts modulo 2**64."""
+    """Gumbel noise of tokens int64 [N] at an absolute position -> float64 [N]; ``seed`` is taken modulo 2**64."""
     counter = np.zeros((len(token_ids), 4), np.uint32)
     counter[:, 0] = token_ids
     counter[:, 1] = position & 0xFFFFFFFF
