@@ -109,7 +109,7 @@ def test_preemption_changes_no_text():
 
 def test_a_conversation_computes_only_new_tokens():
     engine = make_engine()
-    tokens = [3, 4, 5]
+    tokens, previous = [3, 4, 5], 0
     for turn in range(4):
         output, last = run_one(engine, tokens)
         assert output == reference(tokens, GREEDY)

@@ -12,8 +12,8 @@ class Sequence:
     """Tokens of one request and where their caches live; plain data, no arrays.
 
     ``token_ids`` is the prompt and then the sampled tokens. The first ``num_computed_tokens`` of them are in the KV
-    blocks of ``block_table`` and in ``state_slot``; the last sampled token never is. ``num_cached_tokens`` of the prompt
-    were taken over from an earlier sequence instead of being computed.
+    blocks of ``block_table`` and in ``state_slot``; the last sampled token never is. ``num_cached_tokens`` of the
+    prompt were taken over from an earlier sequence instead of being computed.
     """
 
     id: int
