@@ -1,8 +1,8 @@
 """One checkpoint's way of talking: its tokenizer and its template, joined.
 
-    chat = ChatFormat.load(checkpoint_dir)
-    prompt = chat.render(request)            # prompt.token_ids go to the engine
-    parser = chat.parser(request)            # parser.feed(token_id) -> events, parser.finish(reason) -> events with End
+chat = ChatFormat.load(checkpoint_dir)
+prompt = chat.render(request)            # prompt.token_ids go to the engine
+parser = chat.parser(request)            # parser.feed(token_id) -> events, parser.finish(reason) -> events with End
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ChatFormat:
         start_id = self.tokenizer.control_tokens.get("<|im_start|>")
         return RenderedPrompt(
             token_ids=tuple(token_ids),
-            text="".join(segment.text for segment in segments),
+            text="".join(self._text(segment) for segment in segments),
             turn_starts=tuple(i for i, token_id in enumerate(token_ids) if token_id == start_id),
             media=tuple(conversation.media),
             starts_in_reasoning=self._starts_in_reasoning(request),
@@ -82,7 +82,7 @@ class ChatFormat:
         text = ""
         for segment in segments:
             if segment.token_ids is not None:
-                ids += [*self.tokenizer.encode(text), *segment.token_ids]
+                ids += [*self.tokenizer.encode(text), *self._without_end(segment.token_ids)]
                 text = ""
                 continue
             pieces = self.tokenizer.split_control(segment.text) if segment.is_control else [(segment.text, None)]
@@ -93,6 +93,18 @@ class ChatFormat:
                     ids += [*self.tokenizer.encode(text), token_id]
                     text = ""
         return ids + self.tokenizer.encode(text)
+
+    def _without_end(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """Sampled tokens without the end token, which the template prints itself."""
+        end = len(token_ids)
+        while end and token_ids[end - 1] in self.tokenizer.eos_token_ids:
+            end -= 1
+        return token_ids[:end]
+
+    def _text(self, segment: Segment) -> str:
+        if segment.token_ids is None:
+            return segment.text
+        return self.tokenizer.decode(self._without_end(segment.token_ids))
 
     def parser(self, request: ChatRequest) -> StreamParser:
         """A parser for the answer to ``request``; make one per answer."""

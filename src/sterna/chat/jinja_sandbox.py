@@ -1,15 +1,16 @@
 """Runs a chat template from a checkpoint without trusting it.
 
-The environment is Jinja's immutable sandbox with the options that chat templates of this family are written for. Added here:
-a limit of time, checked in every round of a loop and every call of a macro; a limit of size, for the output and for what single
-operations can build; and a short list of the methods, filters and functions that there are.
+The environment is Jinja's immutable sandbox with the options that chat templates of this family are written for.
+Added here: a limit of time, checked in every round of a loop and every call of a macro; a limit of size, for the
+output and for what single operations can build; and a short list of the methods, filters and functions that there
+are.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -22,14 +23,20 @@ TIME_LIMIT_S = 20.0
 OUTPUT_LIMIT_CHARACTERS = 64 * 2**20
 
 _STRING_METHODS = frozenset(
-    "capitalize count endswith find index isalnum isalpha isdigit isnumeric isspace join lower lstrip partition "
-    "removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip title "
-    "upper".split()
-)
+    {
+        "capitalize", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdigit", "isnumeric", "isspace",
+        "join", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
+        "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper",
+    }
+)  # fmt: skip
 _FILTERS = frozenset(
-    "abs attr capitalize count d default dictsort e escape first float groupby int items join last length list lower map "
-    "max min reject rejectattr replace reverse round safe select selectattr sort string sum title trim unique upper".split()
-)
+    {
+        "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby",
+        "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr",
+        "replace", "reverse", "round", "safe", "select", "selectattr", "sort", "string", "sum", "title", "trim",
+        "unique", "upper",
+    }
+)  # fmt: skip
 ToJson = Callable[..., str]
 
 
@@ -117,8 +124,7 @@ class _Limits:
 class _Checks(Extension):
     """Functions that compiled templates call and cannot name."""
 
-    identifier: ClassVar[str] = "sterna.chat.checks"
-    tags: ClassVar[set[str]] = set()
+    tags: set[str] = set()  # noqa: RUF012 (declared so by the base class)
 
     @jinja2.pass_context
     def tick(self, context: jinja2.runtime.Context) -> str:
@@ -214,8 +220,15 @@ _CHECKED_OPERATORS = (nodes.Add, nodes.Mul, nodes.Pow, nodes.Mod)
 
 
 def _add_checks(tree: nodes.Template) -> None:
-    """Puts a tick into every loop and macro, and our functions in place of the operators that can build large values."""
-    for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
+    """Puts a tick into every loop and macro, and our functions in place of the operators that can build large
+    values.
+    """
+    loops: list[nodes.For | nodes.Macro | nodes.CallBlock] = [
+        *tree.find_all(nodes.For),
+        *tree.find_all(nodes.Macro),
+        *tree.find_all(nodes.CallBlock),
+    ]
+    for node in loops:
         node.body.insert(0, nodes.ExprStmt(_check("tick", []), lineno=node.lineno))
     _replace_operators(tree)
 

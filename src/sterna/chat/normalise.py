@@ -1,8 +1,9 @@
 """Makes any reasonable request acceptable to the checkpoint's template, without moving or losing anything.
 
 Templates of this family raise on a second system message, on ``developer``, on arguments given as JSON text, on a
-conversation without a user message, and print a leading tool result without its header. What is decided here: which role a
-turn plays, what its content is, whether it counts as a query, where reasoning ends. ``template`` then carries it out.
+conversation without a user message, and print a leading tool result without its header. What is decided here: which
+role a turn plays, what its content is, whether it counts as a query, where reasoning ends. ``template`` then carries
+it out.
 """
 
 from __future__ import annotations
@@ -79,13 +80,13 @@ class Conversation:
 def normalise(request: ChatRequest) -> Conversation:
     """The conversation of a request.
 
-    Leading system and developer messages become one; later ones stay in place. A last assistant message without tool calls
-    is left open, so that the answer continues it.
+    Leading system and developer messages become one; later ones stay in place. A last assistant message without tool
+    calls is left open, so that the answer continues it.
 
     Raises:
         UsageError: an unknown role, or a content part that is neither text, image nor video.
     """
-    turns = [_turn(message) for message in request.messages]
+    turns = [as_turn(message) for message in request.messages]
     lead = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     late = [replace(turn, late_system=True, is_query=False) if turn.role == "system" else turn for turn in turns[lead:]]
     late = _with_open_end(late, continuation_of(request))
@@ -108,7 +109,7 @@ def continuation_of(request: ChatRequest) -> Continuation:
     last = request.messages[-1] if request.messages else None
     if last is None or last.role != "assistant" or last.tool_calls:
         return ""
-    turn = _turn(last)
+    turn = as_turn(last)
     if _has_content(turn.parts):
         return "content"
     if turn.reasoning and turn.reasoning.strip():
@@ -173,7 +174,12 @@ def _part(item: object) -> Part:
     raise UsageError(f"content part of type {kind!r} is not supported, allowed are text, image and video")
 
 
-def _turn(message: Message) -> Turn:
+def as_turn(message: Message) -> Turn:
+    """The turn of one message, before its place in the conversation is known.
+
+    Raises:
+        UsageError: as ``normalise``.
+    """
     role = _ROLES.get(message.role)
     if role is None:
         raise UsageError(f"unknown role {message.role!r}, allowed are {', '.join(_ROLES)}")

@@ -1,7 +1,7 @@
 """Named sampling settings. A preset changes the sampling and the thinking switch of the template, nothing else.
 
-``thinking``, ``thinking-coding`` and ``instruct`` are the model card's; ``agent`` is the card's setting for coding agents
-(a presence penalty would punish the copying that edits need); ``greedy`` is for comparisons.
+``thinking``, ``thinking-coding`` and ``instruct`` are the model card's; ``agent`` is the card's setting for coding
+agents (a presence penalty would punish the copying that edits need); ``greedy`` is for comparisons.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Preset:
     enable_thinking: bool | None = None
 
     def apply(self, request: ChatRequest) -> ChatRequest:
-        """The request with this preset's numbers; seed, limits, stop strings, bias and messages stay the request's own."""
+        """The request with this preset's numbers; seed, limits, stop strings and messages stay the request's own."""
         sampling = replace(
             request.sampling,
             temperature=self.temperature,

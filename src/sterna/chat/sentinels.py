@@ -1,8 +1,9 @@
 """Stand-ins for text in a template, so that what people and tools wrote can never act as markup.
 
-The template sees ``white space + stand-in + white space`` in place of every text: its trimming still works, and nothing in the
-text can match what it looks for. Afterwards the stand-ins are exchanged for the text, marked as text. A stand-in can also
-carry an order for the turn that it stands in: another role, cut the turn, leave it open, exchange it for sampled tokens.
+The template sees ``white space + stand-in + white space`` in place of every text: its trimming still works, and
+nothing in the text can match what it looks for. Afterwards the stand-ins are exchanged for the text, marked as text.
+A stand-in can also carry an order for the turn that it stands in: another role, cut the turn, leave it open, exchange
+it for sampled tokens.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Order:
     """What to do with the turn around a stand-in.
 
     ``before`` and ``after`` stand around it in the rendering and are removed there; a text that begins or ends with
-    them keeps them as text. ``role`` renames the turn, ``cut`` removes it, ``leave_open`` ends the prompt after the text,
-    ``token_ids`` replaces the turn's body by ``prefix`` and these tokens.
+    them keeps them as text. ``role`` renames the turn, ``cut`` removes it, ``leave_open`` ends the prompt after the
+    text, ``token_ids`` replaces the turn's body by ``prefix`` and these tokens.
     """
 
     before: str = ""
@@ -61,9 +62,9 @@ class Sentinels:
         self._pattern = re.compile(rf"{self._nonce}n(\d+)z")
 
     def protect(self, text: str, order: Order = _PLAIN) -> str:
-        """A stand-in for ``text``, between the text's own outer white space. Empty text stays empty without an order."""
+        """A stand-in for ``text``, between the text's own outer white space; empty text without order stays empty."""
         core = text.strip()
-        if not core and order is _PLAIN:
+        if not core and order == _PLAIN:
             return text
         lead = text[: len(text) - len(text.lstrip())] if core else ""
         tail = text[len(text.rstrip()) :] if core else ""

@@ -60,9 +60,13 @@ class ChatTemplate:
             TemplateError: the template raises, or exceeds its limits of time and size.
         """
         sentinels = Sentinels()
+        try:
+            messages = [self._message(turn, sentinels) for turn in conversation.turns]
+        except RecursionError as error:
+            raise TemplateError("arguments of a tool call are nested too deeply") from error
         rendered = self._template.render(
             {
-                "messages": [self._message(turn, sentinels) for turn in conversation.turns],
+                "messages": messages,
                 "tools": [tool.as_json() for tool in conversation.tools] or None,
                 "add_generation_prompt": conversation.add_generation_prompt,
                 "enable_thinking": conversation.enable_thinking,

@@ -1,7 +1,8 @@
 """Text to token ids and back, with control tokens that no text can forge.
 
-A checkpoint's ``tokenizer.json`` is split in two: the byte-level BPE, which encodes text and knows no control token, and
-the table of added tokens, which is applied by literal, and only where the caller says that the text is the template's own.
+A checkpoint's ``tokenizer.json`` is split in two: the byte-level BPE, which encodes text and knows no control token,
+and the table of added tokens, which is applied by literal, and only where the caller says that the text is the
+template's own.
 """
 
 from __future__ import annotations
@@ -16,19 +17,10 @@ from typing import Any
 
 import tokenizers
 
+from sterna.chat.byte_level import BYTE_OF_CHARACTER
 from sterna.errors import TokenizerError
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
-
-
-def _unicode_of_byte() -> dict[str, int]:
-    """The character that stands for each byte in a byte-level vocabulary, as character -> byte."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_OF_CHARACTER: Mapping[str, int] = MappingProxyType(_unicode_of_byte())
 
 
 class TokenDecoder:
@@ -232,7 +224,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise TokenizerError(f"{path} does not exist", hint="a checkpoint directory needs its tokenizer.json") from error
+        raise TokenizerError(
+            f"{path} does not exist", hint="a checkpoint directory needs its tokenizer.json"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path} cannot be read: {error}") from error
 
