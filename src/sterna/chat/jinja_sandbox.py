@@ -220,9 +220,7 @@ _CHECKED_OPERATORS = (nodes.Add, nodes.Mul, nodes.Pow, nodes.Mod)
 
 
 def _add_checks(tree: nodes.Template) -> None:
-    """Puts a tick into every loop and macro, and our functions in place of the operators that can build large
-    values.
-    """
+    """Puts a tick into every loop and macro, and our functions in place of operators that can build large values."""
     loops: list[nodes.For | nodes.Macro | nodes.CallBlock] = [
         *tree.find_all(nodes.For),
         *tree.find_all(nodes.Macro),

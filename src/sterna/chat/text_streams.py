@@ -1,6 +1,4 @@
-"""Small incremental parts of the stream parser: markers found in text, text without its outer white space,
-arguments as JSON.
-"""
+"""Incremental parts of the stream parser: markers in text, text without outer white space, arguments as JSON."""
 
 from __future__ import annotations
 

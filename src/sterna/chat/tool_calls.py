@@ -43,9 +43,7 @@ class ToolTable:
         return all(option.get("type") == "string" for option in alternatives)
 
     def coerce(self, tool: str, parameter: str, raw: str) -> tuple[Any, str | None]:
-        """The value of a parameter and, if the text does not fit the schema, the problem; the value is then the
-        text.
-        """
+        """The value of a parameter, and the problem if the text does not fit the schema; the value is then the text."""
         schema = self._schema(tool, parameter)
         if schema is None:
             return raw, None
