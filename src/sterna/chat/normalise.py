@@ -50,7 +50,7 @@ Part = str | Media
 class Turn:
     """One turn that the template can print, perhaps in disguise.
 
-    ``late_system`` turns go in as a user's and come out as the system's; a ``filler`` is a user turn that is cut out
+    ``is_exact`` content is printed with its outer white space. ``late_system`` turns go in as a user's and come out as the system's; a ``filler`` is a user turn that is cut out
     again; ``is_query`` tells whether it counts as the user's last question, which decides what reasoning is kept.
     """
 
@@ -59,6 +59,7 @@ class Turn:
     reasoning: str | None = None
     calls: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     token_ids: tuple[int, ...] | None = None
+    is_exact: bool = False
     late_system: bool = False
     filler: bool = False
     is_query: bool = True
@@ -190,11 +191,18 @@ def as_turn(message: Message) -> Turn:
         return Turn(role="tool", parts=parts)
     if role == "user":
         return Turn(role="user", parts=parts, is_query=not is_tool_response(parts))
-    reasoning = message.reasoning
+    reasoning, is_exact = message.reasoning, False
     if reasoning is None:
         reasoning, parts = _split_reasoning(parts)
-    calls = tuple((str(call.name), parse_arguments(call.arguments)) for call in message.tool_calls)
-    return Turn(role="assistant", parts=parts, reasoning=reasoning, calls=calls, token_ids=message.token_ids)
+        is_exact = reasoning is not None
+    return Turn(
+        role="assistant",
+        parts=parts,
+        reasoning=reasoning,
+        calls=tuple((str(call.name), parse_arguments(call.arguments)) for call in message.tool_calls),
+        token_ids=message.token_ids,
+        is_exact=is_exact,
+    )
 
 
 def is_tool_response(parts: Sequence[Part]) -> bool:

@@ -36,12 +36,13 @@ class Order:
     """What to do with the turn around a stand-in.
 
     ``before`` and ``after`` stand around it in the rendering and are removed there; a text that begins or ends with
-    them keeps them as text. ``role`` renames the turn, ``cut`` removes it, ``leave_open`` ends the prompt after the
+    them keeps them as text. ``exact`` hides the text's outer white space from the template's trimming. ``role`` renames the turn, ``cut`` removes it, ``leave_open`` ends the prompt after the
     text, ``token_ids`` replaces the turn's body by ``prefix`` and these tokens.
     """
 
     before: str = ""
     after: str = ""
+    exact: bool = False
     role: str | None = None
     cut: bool = False
     leave_open: bool = False
@@ -52,24 +53,36 @@ class Order:
 
 _PLAIN = Order()
 
+# Stand-ins are written in private-use characters, so that a piece of one that a template left over can be recognised.
+_ALPHABET = 0xF0000
+_DIGITS = "".join(chr(_ALPHABET + 256 + digit) for digit in range(10))
+_STOP = chr(_ALPHABET + 256 + 10)
+_TO_DIGITS = str.maketrans("0123456789", _DIGITS)
+_FROM_DIGITS = str.maketrans(_DIGITS, "0123456789")
+_REMAINS = re.compile(f"[{chr(_ALPHABET)}-{_STOP}]")
+
 
 class Sentinels:
     """The stand-ins of one rendering; their names are random, so no text can contain one on purpose."""
 
     def __init__(self) -> None:
-        self._nonce = secrets.token_hex(16)
+        self._nonce = "".join(chr(_ALPHABET + byte) for byte in secrets.token_bytes(16))
         self._texts: list[tuple[str, Order]] = []
-        self._pattern = re.compile(rf"{self._nonce}n(\d+)z")
+        self._pattern = re.compile(f"{self._nonce}([{_DIGITS}]+){_STOP}")
 
     def protect(self, text: str, order: Order = _PLAIN) -> str:
         """A stand-in for ``text``, between the text's own outer white space; empty text without order stays empty."""
-        core = text.strip()
+        core = text if order.exact else text.strip()
         if not core and order == _PLAIN:
             return text
-        lead = text[: len(text) - len(text.lstrip())] if core else ""
-        tail = text[len(text.rstrip()) :] if core else ""
+        lead = text[: len(text) - len(text.lstrip())] if core and not order.exact else ""
+        tail = text[len(text.rstrip()) :] if core and not order.exact else ""
+        number = str(len(self._texts)).translate(_TO_DIGITS)
         self._texts.append((core, order))
-        return f"{lead}{order.before}{self._nonce}n{len(self._texts) - 1}z{order.after}{tail}"
+        return f"{lead}{order.before}{self._nonce}{number}{_STOP}{order.after}{tail}"
+
+    def _find(self, number: str) -> tuple[str, Order]:
+        return self._texts[int(number.translate(_FROM_DIGITS))]
 
     def protect_all(self, value: Any) -> Any:
         """A copy of a JSON value with stand-ins for all its strings, keys included."""
@@ -83,7 +96,7 @@ class Sentinels:
 
     def reveal(self, text: str) -> str:
         """``text`` with the plain text in place of every stand-in."""
-        return self._pattern.sub(lambda match: self._texts[int(match.group(1))][0], text)
+        return self._pattern.sub(lambda match: self._find(match.group(1))[0], text)
 
     def dump_json(self, value: Any, **options: Any) -> str:
         """JSON text of a value that holds stand-ins, as one stand-in: nothing that is printed as JSON is markup."""
@@ -106,11 +119,11 @@ class Sentinels:
         """
         pieces = self._pattern.split(rendered)
         assembler = _Assembler(pieces[0])
-        for index, control in zip(pieces[1::2], pieces[2::2], strict=True):
-            text, order = self._texts[int(index)]
+        for number, control in zip(pieces[1::2], pieces[2::2], strict=True):
+            text, order = self._find(number)
             assembler.add(text, order, control)
         segments = assembler.finish()
-        if any(self._nonce in segment.text for segment in segments):
+        if any(segment.is_control and _REMAINS.search(segment.text) for segment in segments):
             raise TemplateError("the chat template took a text apart that it may only print")
         return segments
 

@@ -117,6 +117,8 @@ class ChatTemplate:
             reasoning_order = Order(leave_open=True)
         if turn.leave_open == "content":
             content_order = Order(leave_open=True)
+        elif turn.is_exact and any(turn.parts):
+            content_order = Order(exact=True)
         message: dict[str, Any] = {"role": "assistant"}
         if turn.reasoning is not None or turn.token_ids is not None:
             message["reasoning_content"] = sentinels.protect(turn.reasoning or "", reasoning_order)
