@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How the host starts one sandboxed command."""
+    """How the host starts one sandboxed command. ``stop_signal`` makes ``argv`` end with everything it started."""
 
     argv: list[str]
     env: dict[str, str]
     cwd: str
+    stop_signal: signal.Signals = signal.SIGKILL
 
 
 class Sandbox(Protocol):
