@@ -1,7 +1,7 @@
 """Where the agent's commands run: one workspace, one sandbox, a fresh shell per command.
 
-    with Environment(Path("project")) as environment:
-        result = environment.run("python -m unittest", timeout_s=60)
+with Environment(Path("project")) as environment:
+    result = environment.run("python -m unittest", timeout_s=60)
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self
 
 from sterna.agent.process import run_process
@@ -39,7 +38,13 @@ class CommandResult:
 class CommandRunner(Protocol):
     """What the tools need of an environment; tests and replays may give their own."""
 
-    workspace: Path
+    @property
+    def workspace(self) -> Path:
+        """The directory to work in."""
+
+    @property
+    def sandbox_name(self) -> str:
+        """What isolates the commands, for the record."""
 
     def run(self, command: str, *, timeout_s: float) -> CommandResult:
         """Runs ``command`` in a shell."""
@@ -53,13 +58,23 @@ class Environment:
     """
 
     def __init__(self, workspace: Path, *, sandbox: Sandbox | None = None, limits: Limits | None = None) -> None:
-        self.workspace = check_workspace(workspace)
+        self._workspace = check_workspace(workspace)
         self.sandbox = sandbox if sandbox is not None else choose_sandbox()
         self.limits = limits if limits is not None else Limits()
-        self.cwd = str(self.workspace)
+        self.cwd = str(self._workspace)
         self._scratch = Path(tempfile.mkdtemp(prefix="sterna-scratch-"))
         (self._scratch / "home").mkdir()
         self._cleanup = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+
+    @property
+    def workspace(self) -> Path:
+        """The real path of the directory to work in."""
+        return self._workspace
+
+    @property
+    def sandbox_name(self) -> str:
+        """The rung of the ladder in use."""
+        return self.sandbox.name
 
     def run(self, command: str, *, timeout_s: float) -> CommandResult:
         """Runs ``command`` in bash; everything it started is dead when this returns.
@@ -88,5 +103,5 @@ class Environment:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

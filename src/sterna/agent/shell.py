@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from types import TracebackType
 from typing import Self
 
 from sterna.agent.sandbox.base import Limits
@@ -45,6 +44,6 @@ class CwdPipe:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         os.close(self._read_fd)
         os.close(self.write_fd)

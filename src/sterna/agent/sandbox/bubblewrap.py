@@ -101,7 +101,11 @@ def _system(private: Sequence[Path]) -> list[str]:
         elif os.path.isdir(directory):
             argv += ["--ro-bind", directory, directory]
     for path in private:
-        argv += ["--tmpfs", str(path), "--remount-ro", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
+        argv += (
+            ["--tmpfs", str(path), "--remount-ro", str(path)]
+            if path.is_dir()
+            else ["--ro-bind", "/dev/null", str(path)]
+        )
     return argv
 
 
@@ -119,7 +123,11 @@ def _temporary(scratch: Path, limits: Limits) -> list[str]:
 def _visible(workspace: Path) -> list[str]:
     """Workspace and interpreter, parents before children: an interpreter inside the workspace stays read-only."""
     binds = [(path, "--ro-bind") for path in python_paths()] + [(workspace, "--bind")] + _git_guards(workspace)
-    return [part for path, kind in sorted(binds, key=lambda bind: len(bind[0].parts)) for part in (kind, str(path), str(path))]
+    return [
+        part
+        for path, kind in sorted(binds, key=lambda bind: len(bind[0].parts))
+        for part in (kind, str(path), str(path))
+    ]
 
 
 def _git_guards(workspace: Path) -> list[tuple[Path, str]]:

@@ -80,7 +80,9 @@ class LandlockSeccomp:
         handled += [_ABSTRACT_SOCKETS_AND_SIGNALS] if self._abi >= 6 else []
         return {
             "handled": handled,
-            "rules": [(str(path), access if path.is_dir() else access & _FILE_ONLY) for path, access in rules if path.exists()],
+            "rules": [
+                (str(path), access if path.is_dir() else access & _FILE_ONLY) for path, access in rules if path.exists()
+            ],
         }
 
     def _probe(self) -> None:

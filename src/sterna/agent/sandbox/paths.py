@@ -16,7 +16,14 @@ SYSTEM_DIRECTORIES = (
 """Programs, libraries and their configuration. Everything else of the host does not exist inside."""
 
 _SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-_CREDENTIAL_FILES = ("/etc/pip.conf", "/etc/netrc", "/etc/environment", "/etc/ssh", "/etc/ssl/private", "/etc/sudoers.d")
+_CREDENTIAL_FILES = (
+    "/etc/pip.conf",
+    "/etc/netrc",
+    "/etc/environment",
+    "/etc/ssh",
+    "/etc/ssl/private",
+    "/etc/sudoers.d",
+)
 _PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "pyvenv.cfg")
 
 
