@@ -217,9 +217,7 @@ class Agent:
 
     def _answer_calls(self, turn: _Turn, record: StepRecord, step: int, run: _Run) -> Generator[AgentEvent, None, None]:
         """Runs the calls in order; whatever happens, every call has a result in the history afterwards."""
-        unanswered = [
-            event.call.id if isinstance(event, ToolCallEnd) else _error_id(event, turn) for event in turn.calls
-        ]
+        unanswered = [_call_id(event, turn) for event in turn.calls]
         try:
             for event in turn.calls:
                 if isinstance(event, ToolCallError):
@@ -276,8 +274,8 @@ def _malformed_text(event: ToolCallError) -> str:
     return event.message if event.message.startswith("error:") else f"error: {event.message}"
 
 
-def _error_id(event: ToolCallError, turn: _Turn) -> str:
-    return turn.call_ids.get(event.index, "")
+def _call_id(event: ToolCallEnd | ToolCallError, turn: _Turn) -> str:
+    return event.call.id if isinstance(event, ToolCallEnd) else turn.call_ids.get(event.index, "")
 
 
 def _tool_message(text: str, call_id: str) -> Message:

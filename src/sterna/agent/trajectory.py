@@ -205,8 +205,8 @@ def replay(
 ) -> list[Difference]:
     """Runs every recorded call again, in order, and reports where the observations differ.
 
-    ``environment`` must begin as the recorded one began; its workspace may be another directory, whose path is put in place
-    of the recorded one. Durations and memory addresses are ignored unless ``exact``.
+    ``environment`` must begin as the recorded one began; its workspace may be another directory, whose path is put
+    in place of the recorded one. Durations and memory addresses are ignored unless ``exact``.
     """
     old, new = trajectory.workspace, str(environment.workspace)
     differences = []

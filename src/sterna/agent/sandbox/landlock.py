@@ -1,9 +1,10 @@
 """The weaker rung, for machines that refuse user namespaces: Landlock for files, seccomp for everything else.
 
-It holds: no writes outside the workspace and a private temporary directory, no reads of homes and credentials, no sockets, no
-signals to other processes. It does not hold: other processes can be listed, file names and sizes outside can be asked for, all of the
-workspace is writable (with ``.git/hooks``), and memory file systems are the host's. What cannot be held is taken away: a
-command has no sockets at all, no System V IPC, no /dev/shm, and cannot change owners or modes (``metadata.py``).
+It holds: no writes outside the workspace and a private temporary directory, no reads of homes and credentials, no
+sockets, no signals to other processes. It does not hold: other processes can be listed, file names and sizes outside
+can be asked for, and all of the workspace is writable, ``.git/hooks`` included. What cannot be held is taken away: a
+command has no sockets at all, no System V IPC, no /dev/shm, and changes no owners, and modes and times only through
+``metadata.py``.
 """
 
 from __future__ import annotations
@@ -78,11 +79,10 @@ class LandlockSeccomp:
         rules += [(path, everything & ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV)) for path in (workspace, scratch)]
         handled = [everything, *([_BIND_AND_CONNECT_TCP] if self._abi >= 4 else [])]
         handled += [_ABSTRACT_SOCKETS_AND_SIGNALS] if self._abi >= 6 else []
+        present = [(path, access) for path, access in rules if path.exists()]
         return {
             "handled": handled,
-            "rules": [
-                (str(path), access if path.is_dir() else access & _FILE_ONLY) for path, access in rules if path.exists()
-            ],
+            "rules": [(str(path), access if path.is_dir() else access & _FILE_ONLY) for path, access in present],
         }
 
     def _probe(self) -> None:

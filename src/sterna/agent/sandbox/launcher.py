@@ -3,8 +3,9 @@
     python -I -S launcher.py POLICY COMMAND [ARGUMENT …]
 
 POLICY is a JSON object: ``landlock`` (see ``landlock.py``) and ``seccomp`` (a filter in hexadecimal), both optional.
-The launcher stays outside the restrictions, adopts every process that the command leaves behind, and kills them all when the
-command ends, at SIGTERM, and when the host process dies. Its exit code is the command's, 125 if it could not be started.
+The launcher stays outside the restrictions, adopts every process that the command leaves behind, and kills them all
+when the command ends, at SIGTERM, and when the host process dies. Its exit code is the command's, 125 if it could not
+be started.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A seccomp filter for the weaker rung: system calls that reach past what Landlock holds.
 
-The filter is a classic BPF program over ``struct seccomp_data`` (``linux/seccomp.h``, ``linux/filter.h``). It denies by name and
-allows the rest: a list of everything that programs may need would break them with every new C library.
+The filter is a classic BPF program over ``struct seccomp_data`` (``linux/seccomp.h``, ``linux/filter.h``). It denies by
+name and allows the rest: a list of everything that programs may need would break them with every new C library.
 """
 
 from __future__ import annotations
