@@ -1,7 +1,7 @@
 """Text files below one directory, read and written through that directory's descriptor.
 
-Every component of a path is opened without following symbolic links out of the workspace, so a link that the agent's own
-shell planted cannot lead the editor, which runs outside the sandbox, to other files.
+Every component of a path is opened without following symbolic links out of the workspace, so a link that the agent's
+own shell planted cannot lead the editor, which runs outside the sandbox, to other files.
 """
 
 from __future__ import annotations
