@@ -65,7 +65,8 @@ def make_source(family: Family, rng: Random) -> tuple[str, str, dict[str, str]]:
     """One instance: its source, its name and the renaming that tests of a class need."""
     body = rng.choice(family.bodies)
     name = rng.choice(family.names)
-    mapping = choose_names(body, rng) | _constants(body + " ".join(family.edges), rng)
+    fixed = {word for word, _ in family.renames} | set(re.findall(r"(?:self\.|def )(\w+)", body))
+    mapping = choose_names(body, rng, fixed=fixed) | _constants(body + " ".join(family.edges), rng)
     taken = set(mapping.values())
     if name in taken or re.search(rf"\b{name}\b", body):
         raise Rejected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from random import Random
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -53,12 +53,12 @@ def rename(source: str, mapping: Mapping[str, str]) -> str:
     return re.sub(pattern, lambda match: mapping[match[1]], source)
 
 
-def choose_names(source: str, rng: Random) -> dict[str, str]:
-    """A synonym for every canonical name that ``source`` uses, without two names becoming the same."""
+def choose_names(source: str, rng: Random, *, fixed: Collection[str] = ()) -> dict[str, str]:
+    """A synonym for every canonical name that ``source`` uses but ``fixed``, without two names becoming the same."""
     present = set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", source))
     taken = set(present)
     chosen: dict[str, str] = {}
-    for name in sorted(present & SYNONYMS.keys()):
+    for name in sorted((present & SYNONYMS.keys()) - set(fixed)):
         pool = [other for other in SYNONYMS[name] if other == name or other not in taken]
         picked = pool[0] if rng.random() < 0.35 else rng.choice(pool)
         taken.add(picked)

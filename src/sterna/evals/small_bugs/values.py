@@ -93,6 +93,8 @@ TYPES: dict[str, Callable[[Random], Any]] = {
     "runs": lambda rng: "".join(rng.choice("abc") * rng.randint(1, 3) for _ in range(rng.randint(1, 3))),
     "brackets": lambda rng: rng.choice(("()", "(())", "(()", "())(", "()()", ")(", "a(b)c", "((a))")),
     "dict": _mapping,
+    "basket": lambda rng: {name: rng.randint(1, 4) for name in rng.sample(("tea", "jam", "milk", "salt"), 2)},
+    "prices": lambda rng: {name: rng.randint(2, 9) for name in rng.sample(("tea", "jam", "milk"), 2)},
     "pairs": _pairs,
     "matrix": _matrix,
     "square": _square,

@@ -35,6 +35,21 @@ GENERAL_TEXT = (
     " -> float:\n        return math.sqrt(self.x ** 2 + self.y ** 2)\nasync def main() -> None:\n    await run()\n"
     "lambda key: key[1]; yield from items; global state; nonlocal count; assert value is not None; del table[key]\n"
 )
+COMMON_WORDS = (
+    "and as assert async await break class continue def del elif else except finally for from global if import in is"
+    " lambda nonlocal not or pass raise return try while with yield None True False self cls args kwargs abs all any bool"
+    " bytes callable chr dict enumerate filter float format frozenset getattr hasattr hash hex id input int isinstance"
+    " issubclass iter len list map max min next object open ord pow print property range repr reversed round set setattr"
+    " slice sorted staticmethod str sum super tuple type zip append extend insert remove pop clear index count sort"
+    " reverse copy get keys values items update setdefault join split rsplit splitlines strip lstrip rstrip replace find"
+    " rfind startswith endswith lower upper title capitalize isdigit isalpha isalnum isspace isupper islower encode decode"
+    " ValueError TypeError KeyError IndexError AttributeError ZeroDivisionError RuntimeError StopIteration Exception"
+    " start stop step end length size width height name value key text line lines data result total number index char"
+    " prefix suffix left right first last current previous path file parts sep default message error func other node"
+    " root parent child level depth weight price amount rate date day month year hour minute second email user password"
+    " order account balance stock score player board cell grid row column point distance angle speed time level state"
+    " assertEqual assertTrue assertFalse assertRaises assertIn assertIsNone assertAlmostEqual unittest TestCase setUp"
+).split()
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +65,8 @@ def _encode(task: tuple[int, bool, str]) -> tuple[Any, Any]:
 def _corpus(seed: int, count: int) -> Iterator[str]:
     for number in range(count):
         yield make_episode(seed * SEED_STRIDE + SEED_STRIDE // 2 + number).text
-    yield GENERAL_TEXT
+    yield GENERAL_TEXT * 20
+    yield "\n".join(f"{word} {word} .{word} _{word} ({word}" for word in COMMON_WORDS for _ in range(40))
 
 
 def _plan(episodes: int, seed: int) -> Iterator[tuple[str, int, int, bool]]:
