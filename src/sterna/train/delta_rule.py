@@ -71,9 +71,7 @@ def _repeat_heads(x: Tensor, repeats: int) -> Tensor:
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
 
-def chunk_gated_delta_rule(
-    *, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk: int = CHUNK
-) -> Tensor:
+def chunk_gated_delta_rule(*, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk: int = CHUNK) -> Tensor:
     """Outputs of the gated delta rule over whole sequences that start from a zero state.
 
     Args:

@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from sterna.errors import CheckpointError, ConfigError
+from sterna.train.loop import read_checkpoint
 from sterna.train.model import TrainingModel
+from sterna.train.shape import ModelShape
+from sterna.train.validation import Vocabulary, evaluate, held_out_batches
 
 MAX_BYTES = 32_000_000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -89,3 +92,23 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=4, ensure_ascii=False), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def export_from_run(
+    run: Path, *, data: Path, tokenizer_dir: Path, out: Path, threads: int = 2, episodes: int = 64
+) -> dict[str, Any]:
+    """Export the newest training checkpoint of ``run`` and measure its weights as rounded to BF16.
+
+    Returns ``bytes`` of the weight file, ``step``, ``tokens`` and ``held_out`` (see `sterna.train.validation.evaluate`).
+    """
+    torch.set_num_threads(threads)
+    state = read_checkpoint(run / "checkpoint.pt")
+    shape = dict(state["shape"]) | {"mrope_section": tuple(state["shape"]["mrope_section"])}
+    model = TrainingModel(ModelShape(**shape))
+    model.load_state_dict(state["model"])
+    size = export_checkpoint(model, tokenizer_dir=tokenizer_dir, out=out)
+    load_exported(model, rounded_to_bfloat16(model))
+    batches = held_out_batches(data, episodes=episodes, micro_tokens=6_144, max_length=8_192)
+    measures = evaluate(model, batches, Vocabulary.load(tokenizer_dir / "tokenizer.json"))
+    progress = state["progress"]
+    return {"bytes": size, "step": progress["step"], "tokens": progress["tokens"], "held_out": measures}

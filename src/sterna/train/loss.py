@@ -15,7 +15,8 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros_like(head)
+        wanted = ctx.needs_input_grad[0]
+        grad_hidden, grad_head = (torch.zeros_like(hidden), torch.zeros_like(head)) if wanted else (hidden, head)
         total, correct = hidden.new_zeros(()), torch.empty_like(targets, dtype=torch.bool)
         for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
@@ -25,6 +26,8 @@ class _HeadLoss(torch.autograd.Function):
             at_target = logits.gather(1, target).squeeze(1)
             log_norm = logits.logsumexp(dim=1)
             total += weight @ (log_norm - at_target)
+            if not wanted:
+                continue
             grad = logits.sub_(log_norm[:, None]).exp_()
             grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
             grad *= weight[:, None]
