@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sterna.cli.common import Subparsers, add_model_flags, add_sampling_flags, load_llm, positive
 
-DEFAULT_TASK_HINT = "Fix the bug. The tests must pass."
+EXAMPLE_TASK = "Fix the bug. The tests must pass."
 
 
 def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
@@ -17,8 +17,9 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "code",
         help="the agent: works on the project in this directory",
-        description="Let the agent work on the project in this directory. It runs commands in a sandbox without "
-        f'network, writes nowhere else, and shows what it changed. Without TASK you are asked. Example: "{DEFAULT_TASK_HINT}"',
+        description="Let the agent work on the project in this directory. It works in a sandbox without network, "
+        "writes nowhere else, and shows what it changed. Without TASK you are asked for one. "
+        f'Example: sterna code "{EXAMPLE_TASK}"',
     )
     parser.add_argument("task", nargs="?", metavar="TASK", help="what to do")
     parser.add_argument("--directory", type=Path, default=Path("."), metavar="DIR", help="the project (default: here)")
