@@ -11,9 +11,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
+from weakref import WeakValueDictionary
 
 from sterna.backends.base import Backend
 from sterna.chat.format import ChatFormat
@@ -25,6 +27,10 @@ from sterna.engine.engine import Engine
 from sterna.errors import BackendError
 from sterna.locate import locate_model, make_backend
 from sterna.types import FinishReason, SamplingParams, TokenEvent, Usage
+
+
+# a longer context is asked for by name, because its blocks are allocated at the start
+DEFAULT_MAX_MODEL_LEN = 32_768
 
 
 class GenerationService(Protocol):
@@ -87,7 +93,8 @@ class LLM:
         self.chat_format = chat_format
         self.engine = Engine(backend, engine_config)
         self.max_model_len = self.engine.max_model_len
-        self._streams: dict[int, TokenStream] = {}
+        # weak: a stream that nobody holds any more cancels its request
+        self._streams: WeakValueDictionary[int, TokenStream] = WeakValueDictionary()
         self._lock = threading.RLock()
 
     @classmethod
@@ -104,7 +111,11 @@ class LLM:
         config = read_model_config(located.directory)
         chosen.load(Checkpoint(located.directory, config), config)
         chat_format = ChatFormat.load(located.directory)
-        return cls(chosen, chat_format, engine_config or EngineConfig(), name=located.name)
+        engine_config = engine_config or EngineConfig()
+        if engine_config.max_model_len is None:
+            length = min(DEFAULT_MAX_MODEL_LEN, config.text.max_position_embeddings)
+            engine_config = replace(engine_config, max_model_len=length)
+        return cls(chosen, chat_format, engine_config, name=located.name)
 
     def generate(self, token_ids: Sequence[int], sampling: SamplingParams) -> TokenStream:
         """See `GenerationService.generate`. A bad request raises here, before anything is computed."""

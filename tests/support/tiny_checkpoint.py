@@ -1,4 +1,4 @@
-"""A whole checkpoint directory with random weights, a tiny tokenizer and our template: every path runs, nothing is learned."""
+"""A whole checkpoint directory: random weights, a tiny tokenizer, our template. Every path runs, nothing is learned."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from support.chat import OWN_TEMPLATE, tiny_tokenizer, tiny_tokenizer_json
 
 from sterna.checkpoint import TensorView, expected_tensors, write_safetensors
 from sterna.config import read_model_config
+from support.chat import OWN_TEMPLATE, tiny_tokenizer, tiny_tokenizer_json
 
 CONFIG = {
     "architectures": ["Qwen3_5MoeForConditionalGeneration"],
@@ -36,7 +36,10 @@ def write_tiny_checkpoint(directory: Path, *, seed: int = 0) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer()
     eos = list(tokenizer.eos_token_ids)
-    config = {**CONFIG, "text_config": {**CONFIG["text_config"], "vocab_size": tokenizer.vocab_size, "eos_token_id": eos}}
+    config = {
+        **CONFIG,
+        "text_config": {**CONFIG["text_config"], "vocab_size": tokenizer.vocab_size, "eos_token_id": eos},
+    }
     files = {
         "config.json": json.dumps(config),
         "generation_config.json": json.dumps({"eos_token_id": eos}),

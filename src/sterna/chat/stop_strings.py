@@ -9,7 +9,7 @@ from sterna.chat.tokenizer import Tokenizer
 
 
 class StopStringMatcher:
-    """Finds the first of several strings in the text of a token stream.
+    """Finds the string that is complete first in the text of a token stream, of several that end together the longest.
 
     Tokens go in one by one and come out as soon as no match can begin in them any more. After a match ``matched`` is
     the string that was found, and what came out is the text before it: whole tokens, and for a match that begins
@@ -34,7 +34,7 @@ class StopStringMatcher:
         found = [(self._text.find(string), string) for string in self._stop if string in self._text]
         if not found:
             return self._release(len(self._text) - self._open_suffix())
-        start, self.matched = min(found, key=lambda item: (item[0], -len(item[1])))
+        start, self.matched = min(found, key=lambda item: (item[0] + len(item[1]), item[0]))
         before = len(self._text) - start
         released = self._release(start)
         rest = self._tokenizer.encode(self._text[: len(self._text) - before])

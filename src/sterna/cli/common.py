@@ -15,7 +15,6 @@ from sterna.config import EngineConfig
 if TYPE_CHECKING:
     from sterna.llm import LLM
 
-DEFAULT_MAX_MODEL_LEN = 32_768
 SAMPLING_FLAGS = (
     ("temperature", float, "0 means greedy"),
     ("top_p", float, "keep the most likely tokens up to this probability in all"),
@@ -42,9 +41,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-model-len",
         type=positive,
-        default=DEFAULT_MAX_MODEL_LEN,
         metavar="N",
-        help="longest context in tokens (default: %(default)s, or less where the model ends earlier)",
+        help="longest context in tokens (default: 32768, or less where the model ends earlier)",
     )
 
 
