@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from support.golden import BACKENDS, Piece, Stream, logits_of, open_backend, reference
 
 from sterna.backends.common import ModelBackend
 from sterna.ops import tolerances
+from support.golden import BACKENDS, Piece, Stream, logits_of, open_backend, reference
 
 
 @pytest.fixture(params=BACKENDS, scope="module")

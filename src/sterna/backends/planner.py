@@ -23,7 +23,7 @@ def plan_memory(
     state_bytes_per_slot: int,
     available_bytes: int | None,
 ) -> MemoryPlan:
-    """Blocks and slots for ``max_num_seqs`` sequences of ``max_model_len`` tokens, or fewer blocks where memory is short.
+    """Slots, and blocks for ``max_num_seqs`` sequences of ``max_model_len`` tokens or fewer where memory is short.
 
     At least one sequence of ``max_model_len`` tokens must fit when that is given; raises `OutOfMemoryError` otherwise.
     """
@@ -47,7 +47,9 @@ def plan_memory(
             fitting = room // kv_bytes_per_block * engine.block_size
             raise OutOfMemoryError(
                 f"this needs {needed / GIB:.2f} GiB ({fixed / GIB:.2f} GiB without KV cache), allowed are {limit / GIB:.2f} GiB",
-                hint=f"a context of {fitting:,} tokens would fit" if fitting else "use fewer state slots or a smaller format",
+                hint=f"a context of {fitting:,} tokens would fit"
+                if fitting
+                else "use fewer state slots or a smaller format",
             )
     if blocks < needed_blocks:
         raise OutOfMemoryError(
@@ -87,7 +89,9 @@ def _check(engine: EngineConfig, text: TextConfig) -> None:
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}, allowed is 1 or more")
     if engine.num_state_slots is not None and engine.num_state_slots < engine.max_num_seqs:
-        raise UsageError(f"num_state_slots is {engine.num_state_slots}, allowed is max_num_seqs {engine.max_num_seqs} or more")
+        raise UsageError(
+            f"num_state_slots is {engine.num_state_slots}, allowed is max_num_seqs {engine.max_num_seqs} or more"
+        )
     if engine.max_model_len is not None and engine.max_model_len > text.max_position_embeddings:
         raise UsageError(
             f"max_model_len is {engine.max_model_len:,}, allowed is up to {text.max_position_embeddings:,}",
