@@ -13,6 +13,7 @@ import numpy as np
 from sterna.backends.base import Batch, EmbedRows
 from sterna.backends.common import ModelBackend
 from sterna.backends.numpy import NumpyBackend
+from sterna.backends.torch import TorchBackend
 from sterna.checkpoint import Checkpoint
 from sterna.config import EngineConfig
 
@@ -22,6 +23,7 @@ NUM_BLOCKS = 64
 # One line per backend: every golden and continuity test runs over all of them.
 BACKENDS: dict[str, Callable[[], ModelBackend]] = {
     "numpy": NumpyBackend,
+    "torch": TorchBackend,
 }
 
 
@@ -67,7 +69,7 @@ class Stream:
 
 @dataclass
 class Piece:
-    """Tokens to compute next for one stream; ``features`` are (rows within the piece, values); ``snapshots`` (row, slot)."""
+    """Tokens to compute next for one stream; ``features`` are (rows of the piece, values); ``snapshots`` (row, slot)."""
 
     stream: Stream
     token_ids: Any
@@ -77,7 +79,7 @@ class Piece:
 
 
 def batch_of(*pieces: Piece, last_only: bool = False, block_size: int = BLOCK_SIZE) -> Batch:
-    """A batch of the given pieces in order, asking for logits of all rows or of the last of each; the streams move on."""
+    """A batch of the pieces in order, asking for logits of all rows or of the last of each; the streams move on."""
     starts = np.cumsum([0, *(len(piece.token_ids) for piece in pieces)])
     width = max(len(piece.stream.blocks) for piece in pieces)
     positions, slots, tables, rows, values, snapshots = [], [], [], [], [], []
@@ -112,3 +114,12 @@ def batch_of(*pieces: Piece, last_only: bool = False, block_size: int = BLOCK_SI
 def logits_of(backend: ModelBackend, *pieces: Piece) -> np.ndarray:
     """float32 [T, V] of all rows of one pass over the pieces."""
     return backend.forward(batch_of(*pieces)).to_numpy()
+
+
+def image_prompt(stream: Stream) -> Piece:
+    """The reference's prompt with one image and one video of two frames, its features and its positions."""
+    ref = reference()
+    ids = ref["img_ids"][0]
+    rows = np.concatenate([np.flatnonzero(ids == 500), np.flatnonzero(ids == 501)])
+    features = np.concatenate([ref["feat_img"], ref["feat_vid"]])
+    return Piece(stream, ids, positions=ref["pos"][:, 0], features=(rows, features))

@@ -30,7 +30,7 @@ class _LastPass(NamedTuple):
 
 
 class ModelBackend:
-    """Weights, caches and arithmetic over one op set. A subclass chooses the op set and knows the memory of its device."""
+    """Weights, caches and arithmetic over one op set. A subclass chooses the op set and knows its device's memory."""
 
     # Bytes per weight value, or None where weights keep the type they have in the checkpoint.
     weight_itemsize: int | None = None
@@ -154,11 +154,15 @@ class ModelBackend:
         """
         last = self._last_pass.get(slot)
         if last is None or not 1 <= n <= last.rows:
-            raise BackendError(f"cannot keep {n} rows of state slot {slot}, its last pass had {last.rows if last else 0}")
+            raise BackendError(
+                f"cannot keep {n} rows of state slot {slot}, its last pass had {last.rows if last else 0}"
+            )
         if n == last.rows:
             return
         if n not in last.snapshots:
-            raise BackendError(f"the last pass of state slot {slot} stored no state after {n} rows", hint="use snapshot_at")
+            raise BackendError(
+                f"the last pass of state slot {slot} stored no state after {n} rows", hint="use snapshot_at"
+            )
         self.copy_state(last.snapshots[n], slot)
 
     def snapshot_state(self, slot: int) -> np.ndarray:
@@ -174,8 +178,7 @@ class ModelBackend:
         offset = 0
         for state in self._states():
             recurrent, conv = (
-                _take(snapshot, offset + skip, like)
-                for like, skip in _with_offsets(self.ops.read_state(state, slot))
+                _take(snapshot, offset + skip, like) for like, skip in _with_offsets(self.ops.read_state(state, slot))
             )
             self.ops.write_state(state, slot, recurrent, conv)
             offset += recurrent.nbytes + conv.nbytes
@@ -212,8 +215,15 @@ class ModelBackend:
                 offset += part.nbytes
 
     def fingerprint(self) -> str:
-        """Changes whenever stored blocks or snapshots would no longer be valid: weights, formats, kernel variant, layout."""
-        parts = (LAYOUT_VERSION, self.name, self.variant(), self._planned().block_size, self.config, self._weights_digest)
+        """Changes whenever stored blocks or snapshots would become invalid: weights, formats, kernel variant, layout."""
+        parts = (
+            LAYOUT_VERSION,
+            self.name,
+            self.variant(),
+            self._planned().block_size,
+            self.config,
+            self._weights_digest,
+        )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def variant(self) -> str:

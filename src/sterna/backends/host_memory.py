@@ -10,7 +10,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_host_bytes(loaded_bytes: int = 0) -> int | None:
-    """Bytes that new allocations may use without swapping, plus ``loaded_bytes``; ``None`` where the system does not tell.
+    """Bytes that new allocations may use without swapping, plus ``loaded_bytes``; ``None`` if the system does not tell.
 
     A memory limit of the container counts as well.
     """

@@ -27,7 +27,7 @@ class Checkpoint:
     """Checked, memory-mapped weights of one model.
 
     ``groups`` names what the checkpoint holds of ``text``, ``mtp`` and ``vision``; the last two are complete or absent.
-    Raises `CheckpointError` for a tensor that is missing, unknown, of the wrong shape or of a type that is not implemented.
+    Raises `CheckpointError` for a tensor that is missing, unknown, of the wrong shape or of an unsupported type.
     """
 
     def __init__(self, directory: Path | str, config: ModelConfig | None = None) -> None:
@@ -49,7 +49,7 @@ class Checkpoint:
         return "vision" in self.groups
 
     def tensor(self, name: str) -> TensorView:
-        """A tensor by official name, in official layout, experts fused; memory-mapped where the file has that layout."""
+        """A tensor by official name in official layout, experts fused; memory-mapped where the file has that layout."""
         return self._stored.tensor(name)
 
     def names(self, *groups: str) -> list[str]:
@@ -104,7 +104,7 @@ def _read_index(path: Path) -> dict[str, str]:
         # A plain file name, so that an index cannot reach outside its directory.
         if not shard.endswith(".safetensors") or shard != Path(shard).name or "\\" in shard or "\0" in shard:
             raise CheckpointError(
-                f"{path} puts tensor {name[:200]!r} into {shard[:200]!r}, allowed is a .safetensors file of this directory"
+                f"{path} puts tensor {name[:200]!r} into {shard[:200]!r}, allowed is a .safetensors file beside it"
             )
     return weight_map
 

@@ -1,4 +1,4 @@
-"""From the tensors as stored to the official layout: prefixes, expert layouts and MLX conventions (spec §2.1–2.2, §2.4)."""
+"""From the tensors as stored to the official layout: prefixes, expert layouts, MLX conventions (spec §2.1–2.2, §2.4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Split = dict[tuple[int | None, str], _Source]
 
 
 class StoredTensors:
-    """Where each official tensor lies; expert tensors may be fused, one per expert, or one per projection (``switch_mlp``)."""
+    """Where each official tensor lies; experts may be fused, one tensor each, or one per projection (``switch_mlp``)."""
 
     def __init__(self, plain: dict[str, _Source], split: dict[str, _Split]) -> None:
         self._plain = plain
@@ -44,7 +44,7 @@ class StoredTensors:
         return self._plain[name][1] if split is None else next(iter(split.values()))[1]
 
     def parts(self, name: str, shape: Shape) -> Iterator[tuple[str, str, Shape, Shape]]:
-        """(name in the file, dtype, shape, expected shape) of every stored part of a tensor whose official shape is given."""
+        """(name in the file, dtype, shape, expected shape) of every stored part of a tensor of the given official shape."""
         split = self._split_of(name)
         if split is None:
             view = _view(self._plain[name])
@@ -74,9 +74,8 @@ class StoredTensors:
         view = _view(self._plain[name])
         if self._mlx and name.endswith(".conv1d.weight"):
             return TensorView(name, view.dtype, np.ascontiguousarray(view.array.transpose(0, 2, 1)))
-        if self._mlx and "norm" in name.split(".")[-2] and not name.endswith(".linear_attn.norm.weight"):
-            if not name.startswith("model.visual."):
-                return TensorView(name, "F32", view.to_float32() - np.float32(1))
+        if self._mlx and _is_zero_centred_norm(name):
+            return TensorView(name, "F32", view.to_float32() - np.float32(1))
         return TensorView(name, view.dtype, view.array)
 
     def itemsize(self, name: str) -> int:
@@ -107,6 +106,11 @@ def organise(files: Iterable[SafetensorsFile]) -> StoredTensors:
         if fused or len({expert is None for expert, _ in parts}) > 1:
             raise CheckpointError(f"the checkpoint holds the experts of {prefix!r} in two layouts")
     return StoredTensors(plain, split)
+
+
+def _is_zero_centred_norm(name: str) -> bool:
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    return "norm" in module and not name.startswith("model.visual.") and not name.endswith(".linear_attn.norm.weight")
 
 
 def _insert(table: dict, key: object, source: _Source) -> None:

@@ -12,7 +12,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Expected shape, and the group that is present or absent as a whole: ``text`` (required), ``mtp`` or ``vision``."""
+    """Expected shape, and the group that is present or absent as a whole: ``text`` (required), ``mtp``, ``vision``."""
 
     shape: tuple[int, ...]
     group: str

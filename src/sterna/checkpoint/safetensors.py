@@ -1,6 +1,6 @@
 """Memory-mapped reader and a plain writer of the safetensors format.
 
-A file is: uint64 header length (little endian), a JSON header ``{name: {dtype, shape, data_offsets}}``, then the values.
+A file is: uint64 header length (little endian), a JSON header ``{name: {dtype, shape, data_offsets}}``, the values.
 The reader trusts nothing: every offset is checked against the file before anything is mapped or allocated.
 """
 

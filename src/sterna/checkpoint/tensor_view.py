@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sterna.errors import CheckpointError
 
-# dtype name in the file -> numpy type of the raw values. numpy has neither bfloat16 nor float8: their bits are integers here.
+# dtype name in the file -> numpy type of the raw values; numpy has no bfloat16 and no float8, so they are bits.
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(raw)
     for name, raw in {
@@ -22,7 +22,7 @@ DTYPES: dict[str, np.dtype] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorView:
-    """One tensor: ``dtype`` as named in the file, ``array`` the raw values in file order (``BF16`` as uint16, ``F8_*`` as uint8)."""
+    """One tensor: ``dtype`` as named in the file, ``array`` the raw values (``BF16`` as uint16, ``F8_*`` as uint8)."""
 
     name: str
     dtype: str

@@ -60,7 +60,7 @@ class Fields:
         """An integer in a range; a default is returned as it is."""
         value = self.get(key, default)
         if key not in self.values:
-            return value  # type: ignore[no-any-return]
+            return value
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             raise self.fail(key, f"an integer from {minimum} to {maximum}")
         return value

@@ -17,12 +17,31 @@ VISION_MODEL_TYPES = ("qwen3_5_moe", "qwen3_5_moe_vision")
 
 # Keys that `transformers` writes and that do not change the forward pass of inference.
 INERT = frozenset(
-    """
-    transformers_version architectures _name_or_path dtype torch_dtype return_dict output_hidden_states output_attentions
-    chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type initializer_range use_cache
-    bos_token_id pad_token_id attention_dropout router_aux_loss_coef output_router_logits language_model_only
-    intermediate_size _attn_implementation
-    """.split()
+    [
+        "transformers_version",
+        "architectures",
+        "_name_or_path",
+        "dtype",
+        "torch_dtype",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "initializer_range",
+        "use_cache",
+        "bos_token_id",
+        "pad_token_id",
+        "attention_dropout",
+        "router_aux_loss_coef",
+        "output_router_logits",
+        "language_model_only",
+        "intermediate_size",
+        "_attn_implementation",
+    ]
 )
 # A vision tower has no rope of the text kind: it is always axial with base 10,000 (spec §4.3).
 VISION_INERT = INERT - {"intermediate_size"}
@@ -161,10 +180,18 @@ def _read_vision(fields: Fields, text: TextConfig) -> VisionConfig:
         axial.require("rope_type", "axial", "default")
         axial.require("rope_theta", 10000.0, 10000)
         axial.finish(frozenset())
-    names = (
-        "depth hidden_size intermediate_size num_heads in_channels patch_size temporal_patch_size spatial_merge_size "
-        "num_position_embeddings out_hidden_size"
-    ).split()
+    names = [
+        "depth",
+        "hidden_size",
+        "intermediate_size",
+        "num_heads",
+        "in_channels",
+        "patch_size",
+        "temporal_patch_size",
+        "spatial_merge_size",
+        "num_position_embeddings",
+        "out_hidden_size",
+    ]
     vision = VisionConfig(**{name: fields.integer(name) for name in names})
     fields.finish(VISION_INERT)
     _check_divides("vision_config.num_heads", vision.num_heads, "hidden_size", vision.hidden_size)

@@ -1,11 +1,11 @@
 """The forward pass of Qwen3.6-35B-A3B and its relatives, written once over an op set (spec §3).
 
-    x = embed_tokens[token_ids]                                rows of images are given as features
-    for every layer:
-        x = x + mixer(rms_norm(x, input_layernorm))            three times Gated DeltaNet, then gated attention, …
-        x = x + sparse_moe(rms_norm(x, post_attention_layernorm))
-    hidden = rms_norm(x, norm)
-    logits = hidden @ lm_head.T
+x = embed_tokens[token_ids]                                rows of images are given as features
+for every layer:
+    x = x + mixer(rms_norm(x, input_layernorm))            three times Gated DeltaNet, then gated attention, …
+    x = x + sparse_moe(rms_norm(x, post_attention_layernorm))
+hidden = rms_norm(x, norm)
+logits = hidden @ lm_head.T
 """
 
 from __future__ import annotations
@@ -152,9 +152,7 @@ class ModelPass:
         total = len(self._model.layers)
         end = total if layers is None else min(total, self._next_layer + layers)
         for i in range(self._next_layer, end):
-            self._x = self._model.decoder_layer(
-                self._x, self._model.layers[i], self._caches.layers[i], self._context
-            )
+            self._x = self._model.decoder_layer(self._x, self._model.layers[i], self._caches.layers[i], self._context)
         self._next_layer = end
         if end == total and self._logits is None:
             self._logits = self._model.head(self._x, self._model.norm, self._batch)

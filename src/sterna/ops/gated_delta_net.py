@@ -41,9 +41,7 @@ def gated_delta_net(
         rows = slice(start, end)
         mixed, conv = causal_conv1d(qkv[rows], weights.conv1d, state.conv[source])
         q, k, v = split_qkv(mixed, config)
-        out[rows], recurrent = gated_delta_rule(
-            q, k, v, g=g[rows], beta=beta[rows], state=state.recurrent[source]
-        )
+        out[rows], recurrent = gated_delta_rule(q, k, v, g=g[rows], beta=beta[rows], state=state.recurrent[source])
         for slot in targets:
             state.recurrent[slot], state.conv[slot] = recurrent, conv
     normed = gated_rms_norm(out, weights.norm, z, config.rms_norm_eps)

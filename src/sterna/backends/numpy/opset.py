@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +17,7 @@ from sterna.ops.sparse_moe import Experts, sparse_moe
 
 
 class NumpyOps:
-    """Reference arithmetic in float32, or in float64 to measure how much float32 rounds. Weights are kept in that type."""
+    """Reference arithmetic in float32, or in float64 to measure how much float32 rounds; weights are kept in that type."""
 
     name = "numpy"
 
@@ -109,5 +107,3 @@ class NumpyOps:
 
     def copy_kv(self, kv_cache: KvCache, source: int, target: int) -> None:
         self.write_kv(kv_cache, target, self.read_kv(kv_cache, source))
-
-
