@@ -13,10 +13,10 @@ from sterna.evals.small_bugs.mutate import Mutation, find_mutations
 from sterna.evals.small_bugs.project import Project
 from sterna.train.sternula.observe import FIRST, PYTHONS, TEST, Shell, concatenated, folder_name
 from sterna.train.sternula.render import agent_tools, render, system_prompt
-from sterna.train.sternula.words import CHAT, DEFAULT_TASK, REASONS, TASKS
+from sterna.train.sternula.words import CHAT, DEFAULT_TASK, QUESTIONS, REASONS, TASKS
 
 THINKING_SHARE = 0.65
-ATTEMPTS = (0.5, 0.3, 0.13, 0.07)
+ATTEMPTS = (0.62, 0.24, 0.1, 0.04)
 """Shares of episodes with 0, 1, 2 and 3 wrong tries before the right one."""
 OTHER_SHARES = {"passing": 0.015, "answer": 0.02, "chat": 0.01}
 
@@ -110,11 +110,11 @@ def suspect_text(line: str, kind: str) -> str:
 class _Script:
     """Builds the messages of one episode and remembers which pieces of each assistant turn are learnt."""
 
-    def __init__(self, project: Project, rng: Random, *, thinking: bool) -> None:
+    def __init__(self, project: Project, rng: Random, *, thinking: bool, task: str = "") -> None:
         self.project, self.rng, self.thinking = project, rng, thinking
         self.files = dict(project.files)
         self.shell = Shell(folder_name(rng), rng.choice(PYTHONS))
-        task = DEFAULT_TASK if rng.random() < 0.6 else rng.choice(TASKS)
+        task = task or (DEFAULT_TASK if rng.random() < 0.6 else rng.choice(TASKS))
         self.messages = [Message("system", system_prompt()), Message("user", task)]
         self.turns: list[_Turn] = []
 
@@ -215,6 +215,18 @@ def _repair(script: _Script, wrong: int) -> None:
     script.finish()
 
 
+def _answer(script: _Script) -> None:
+    """A question about the tests, answered without a change."""
+    if script.rng.random() < 0.4:
+        script.files = dict(script.project.fixed_files)
+    output = script.start()
+    failed = re.findall(r"^(?:FAIL|ERROR): (\w+)|, in (test_\w+)", output, flags=re.MULTILINE)
+    if failed:
+        script.say("A test fails.", [], text=f"No: {failed[0][0] or failed[0][1]} fails. {failure_text(output)}")
+    else:
+        script.say("OK.", [], text="Yes, all tests pass.")
+
+
 def _spans(text: str, turns: list[_Turn]) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
     """Character ranges of the assistant's turns, ends included: those that carry full loss and those that carry none."""
     spans: list[tuple[int, int]] = []
@@ -252,6 +264,10 @@ def make_episode(seed: int, *, easy: bool = False) -> Episode:
         return _chat(rng)
     thinking = rng.random() < THINKING_SHARE
     project = generate_from_families(seed, "training", units=1 if easy else None)
+    if draw > 1 - OTHER_SHARES["answer"]:
+        script = _Script(project, rng, thinking=thinking, task=rng.choice(QUESTIONS))
+        _answer(script)
+        return Episode(text := render(script.messages, tools=agent_tools()), *_spans(text, script.turns), kind="answer")
     script = _Script(project, rng, thinking=thinking)
     kind = "repair"
     if draw < OTHER_SHARES["chat"] + OTHER_SHARES["passing"]:

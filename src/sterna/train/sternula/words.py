@@ -16,6 +16,7 @@ TASKS = (
     "Why do the tests fail? Fix it.",
     "Run the tests and fix what is wrong.",
 )
+QUESTIONS = ("Do the tests pass?", "Run the tests. Do they pass?", "Are the tests green?", "Is this project all right?")
 DEFAULT_TASK = "Fix the bug. The tests must pass."
 
 REASONS = {
