@@ -145,7 +145,7 @@ ARGUMENTS: list[dict[str, Any]] = [
     {},
     {"city": "Paris"},
     {"city": "  two\nlines  ", "days": 3, "ratio": 0.5, "now": True, "none": None},
-    {"list": [1, "a", {"b": "é <think> \" \\ \n"}], "object": {"k": [], "€": "<|im_end|>"}},
+    {"list": [1, "a", {"b": 'é <think> " \\ \n'}], "object": {"k": [], "€": "<|im_end|>"}},
     {"empty": "", "space": " \n ", "a b": "key with space"},
 ]
 
@@ -153,7 +153,9 @@ ARGUMENTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=range(len(ARGUMENTS)))
 @pytest.mark.parametrize("content", ["", None, " text ", "\n"], ids=["empty", "none", "text", "blank"])
-def test_arguments_are_printed_as_the_template_prints_them(template: str, arguments: dict[str, Any], content: Any) -> None:
+def test_arguments_are_printed_as_the_template_prints_them(
+    template: str, arguments: dict[str, Any], content: Any
+) -> None:
     calls = (ToolCall("one", arguments), ToolCall("two", {"x": "y"}))
     messages = (Message("user", "u"), Message("assistant", content, "r", calls), Message("tool", "ok"))
     request = ChatRequest(messages, (WEATHER,))
@@ -291,7 +293,12 @@ def test_user_text_in_a_tool_results_wrapping_is_no_question(template: str, posi
         (Message("assistant", None, "because"), False, "<think>\nbecause\n</think>\n\n", False),
         (Message("assistant", ""), True, "q<|im_end|>\n<|im_start|>assistant\n<think>\n", True),
         (Message("assistant", None, ""), False, "q<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
-        (Message("assistant", "x", "", (PARIS,)), True, "</tool_call><|im_end|>\n<|im_start|>assistant\n<think>\n", True),
+        (
+            Message("assistant", "x", "", (PARIS,)),
+            True,
+            "</tool_call><|im_end|>\n<|im_start|>assistant\n<think>\n",
+            True,
+        ),
     ],
 )
 def test_last_assistant_message_is_continued(
@@ -312,7 +319,11 @@ def test_sampled_tokens_of_a_turn_are_used_as_they_are(template: str, ended: boo
     first = ChatRequest((Message("user", "q"),), enable_thinking=thinking)
     prompt = chat.render(first)
     # Single bytes: no tokenizer would cut the text like this.
-    odd = [token for char in ("r\n</think>\n\nan  swer" if thinking else "an  swer") for token in chat.tokenizer.encode(char)]
+    odd = [
+        token
+        for char in ("r\n</think>\n\nan  swer" if thinking else "an  swer")
+        for token in chat.tokenizer.encode(char)
+    ]
     sampled = (*odd, *((chat.tokenizer.eos_token_ids[0],) if ended else ()))
     answer = Message("assistant", "answer", "r" if thinking else None, token_ids=sampled)
     follow = chat.render(replace(first, messages=(*first.messages, answer, Message("user", "next"))))
@@ -366,7 +377,9 @@ def test_templates_are_found_in_both_places(tmp_path: Path) -> None:
 SAMPLES = shared_directory("clients/samples")
 
 
-@pytest.mark.skipif(SAMPLES is None, reason="the clients' recorded requests are not in the repository and not beside it")
+@pytest.mark.skipif(
+    SAMPLES is None, reason="the clients' recorded requests are not in the repository and not beside it"
+)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_recorded_requests_of_clients_render(template: str) -> None:
     assert SAMPLES is not None
