@@ -42,6 +42,12 @@ def test_time_is_limited(source: str) -> None:
         "{% set n = namespace(x='xx') %}{% for a in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
         "{% set n = namespace(x='xx') %}{% for a in range(99) %}{% set n.x = n.x.replace('x', n.x) %}{% endfor %}",
         "{% set n = namespace(x='xx') %}{% for a in range(99) %}{% set n.x = [n.x, n.x].__add__([]) %}{% endfor %}",
+        "{{ [['x' * 9000] * 99] * 99 }}",
+        "{{ ([['x' * 9000] * 99] * 99) | string }}",
+        "{{ ([['x' * 9000] * 99] * 99) | tojson }}",
+        "{{ (['x' * 9000] * 99) | join }}",
+        "{{ ('x' * 9000) | replace('x', 'y' * 9000) }}",
+        "{% set n = namespace(x=[1]) %}{% for a in range(99) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
         "{{ ('x' * 90000).join(['a', 'b', 'c', 'd']) }}",
     ],
 )
@@ -83,6 +89,10 @@ def test_what_is_there() -> None:
     assert run("{{ 7 % 4 }} {{ 2 ** 5 }} {{ 3 * 'ab' }} {{ [1] + [2] }} {{ 1 ~ 'x' ~ 2 }}") == "3 32 ababab [1, 2] 1x2"
     assert run("{% for a in [1, 2, 3] %}{% if a == 2 %}{% continue %}{% endif %}{{ a }}{% endfor %}") == "13"
     assert run("  {% if true %}\nx\n  {% endif %}\ny") == "x\ny"
+    assert (
+        run("{{ ['a', 1] | join(', ') }}{{ 'aXb' | replace('X', '-') }}{{ 1 | string }}{{ [1, 'a'] }}")
+        == "a, 1a-b1[1, 'a']"
+    )
     assert run("{{ 'a,b'.split(',') }}{{ ' x ' | trim }}{{ 'abc'.startswith('ab') }}") == "['a', 'b']xTrue"
 
 

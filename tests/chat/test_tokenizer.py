@@ -11,24 +11,14 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.chat import tiny_tokenizer, tiny_tokenizer_json
 
 from sterna.chat.byte_level import CONTROL_TOKENS
 from sterna.chat.tokenizer import Tokenizer
 from sterna.errors import TokenizerError
+from support.chat import tiny_tokenizer, tiny_tokenizer_json
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 MIXED = st.lists(st.one_of(TEXT, st.sampled_from(CONTROL_TOKENS)), max_size=6).map("".join)
-
-
-def reference() -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_str(tiny_tokenizer_json())
-
-
-@settings(max_examples=150, deadline=None)
-@given(MIXED)
-def test_with_control_tokens_it_encodes_as_the_library_does(text: str) -> None:
-    assert tiny_tokenizer().encode_control(text) == reference_ids(text)
 
 
 REFERENCE = tokenizers.Tokenizer.from_str(tiny_tokenizer_json())
@@ -37,6 +27,12 @@ REFERENCE = tokenizers.Tokenizer.from_str(tiny_tokenizer_json())
 def reference_ids(text: str) -> list[int]:
     ids: list[int] = REFERENCE.encode(text, add_special_tokens=False).ids
     return ids
+
+
+@settings(max_examples=150, deadline=None)
+@given(MIXED)
+def test_with_control_tokens_it_encodes_as_the_library_does(text: str) -> None:
+    assert tiny_tokenizer().encode_control(text) == reference_ids(text)
 
 
 @settings(max_examples=150, deadline=None)
