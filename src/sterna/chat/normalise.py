@@ -50,8 +50,9 @@ Part = str | Media
 class Turn:
     """One turn that the template can print, perhaps in disguise.
 
-    ``is_exact`` content is printed with its outer white space. ``late_system`` turns go in as a user's and come out as the system's; a ``filler`` is a user turn that is cut out
-    again; ``is_query`` tells whether it counts as the user's last question, which decides what reasoning is kept.
+    ``is_exact`` content is printed with its outer white space. ``late_system`` turns go in as a user's and come out
+    as the system's; a ``filler`` is a user turn that is cut out again; ``is_query`` tells whether it counts as the
+    user's last question, which decides what reasoning is kept.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
