@@ -51,7 +51,7 @@ class Bubblewrap:
     def launch(self, inner: Sequence[str], *, workspace: Path, scratch: Path, limits: Limits) -> Launch:
         """How to run ``inner`` inside; ``scratch`` becomes /tmp."""
         environment = minimal_environment(home="/tmp/home", temporary="/tmp")
-        if not (Path(sys.executable).parent / "python").exists():
+        if not os.path.exists(Path(sys.executable).parent / "python"):
             environment["PATH"] = f"{_SHIMS}:{search_path()}"
         variables = [part for name, value in environment.items() for part in ("--setenv", name, value)]
         argv = [
@@ -118,7 +118,7 @@ def _temporary(scratch: Path, limits: Limits) -> list[str]:
 
 def _visible(workspace: Path) -> list[str]:
     """Workspace and interpreter, parents before children: an interpreter inside the workspace stays read-only."""
-    binds = [(path, "--ro-bind") for path in python_paths()] + [(workspace, "--bind")] + _git_guards(workspace)
+    binds = [(path, "--ro-bind") for path in python_paths(workspace)] + [(workspace, "--bind")] + _git_guards(workspace)
     binds.sort(key=lambda bind: len(bind[0].parts))
     return [part for path, kind in binds for part in (kind, str(path), str(path))]
 
