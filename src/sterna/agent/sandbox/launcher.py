@@ -2,9 +2,10 @@
 
     python -I -S launcher.py POLICY COMMAND [ARGUMENT …]
 
-POLICY is a JSON object, empty for no restriction: ``landlock`` (see ``landlock.py``), ``seccomp`` (a filter in
-hexadecimal), ``supervised`` (numbers of the calls that the filter hands to the launcher) and ``writable`` (the places
-where it carries them out). The launcher stays outside the restrictions, adopts every process that the command leaves behind, and kills them all
+POLICY is a JSON object: ``host`` (the caller's process id) and, where the command is to be restricted, ``landlock``
+(see ``landlock.py``), ``seccomp`` (a filter in hexadecimal), ``supervised`` (numbers of the calls that the filter hands
+to the launcher) and ``writable`` (the places where it carries them out).
+The launcher stays outside the restrictions, adopts every process that the command leaves behind, and kills them all
 when the command ends, at SIGTERM, and when the host process dies. Its exit code is the command's, 125 if it could not
 be started.
 """
@@ -99,12 +100,10 @@ def _become_command(policy: dict[str, Any], command: list[str], to_launcher: soc
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, what="death signal")
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
-    if policy:
+    if "landlock" in policy:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1, what="no new privileges")
         _drop_capabilities()
-    if "landlock" in policy:
         _apply_landlock(policy["landlock"])
-    if "seccomp" in policy:
         listener = _apply_seccomp(bytes.fromhex(policy["seccomp"]))
         socket.send_fds(to_launcher, [b"listener"], [listener])
     os.execvp(command[0], command)
@@ -196,7 +195,7 @@ def _open_as_seen_by(process: int, directory: int, path: bytes | None, *, follow
     flags |= 0 if follow else os.O_NOFOLLOW
     if path.startswith(b"/"):
         return os.open(path, flags)
-    parent = os.open(base, flags | os.O_DIRECTORY)
+    parent = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return os.open(path, flags, dir_fd=parent)
     finally:
@@ -250,7 +249,7 @@ def _end_all() -> None:
 
 def _serve_until_end(child: int, from_command: socket.socket, policy: dict[str, Any]) -> None:
     """Supervises the command's tree until ``child`` has ended."""
-    if "seccomp" not in policy:
+    if "landlock" not in policy:
         return
     _, descriptors, _, _ = socket.recv_fds(from_command, 16, 1)
     if not descriptors:
@@ -271,7 +270,6 @@ def _serve_until_end(child: int, from_command: socket.socket, policy: dict[str, 
 def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit code."""
     policy, command = json.loads(arguments[0]), arguments[1:]
-    host = os.getppid()
 
     def stop(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -279,7 +277,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, stop)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, what="death signal")
     _prctl(_PR_SET_CHILD_SUBREAPER, 1, what="subreaper")
-    if os.getppid() != host:
+    if os.getppid() != policy["host"]:
         return _CANNOT_START
     to_launcher, from_command = socket.socketpair()
     try:

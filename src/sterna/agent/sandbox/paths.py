@@ -46,15 +46,21 @@ def python_paths(workspace: Path) -> list[Path]:
     return found
 
 
-def search_path() -> str:
+def search_path(*, temporary: str) -> str:
     """PATH inside: the directory of the running interpreter first, so that ``python`` is that one."""
-    return ":".join(dict.fromkeys((str(Path(sys.executable).parent), *_SYSTEM_PATH)))
+    directories = (f"{temporary}/bin", *_SYSTEM_PATH) if needs_python_link() else _SYSTEM_PATH
+    return ":".join(dict.fromkeys((str(Path(sys.executable).parent), *directories)))
+
+
+def needs_python_link() -> bool:
+    """Whether the running interpreter has no sibling called ``python``, as on systems with ``python3`` only."""
+    return not os.path.exists(Path(sys.executable).parent / "python")
 
 
 def minimal_environment(*, home: str, temporary: str) -> dict[str, str]:
     """The variables of a sandboxed command; nothing is inherited."""
     return {
-        "PATH": search_path(),
+        "PATH": search_path(temporary=temporary),
         "HOME": home,
         "TMPDIR": temporary,
         "LANG": "C.UTF-8",
