@@ -296,8 +296,8 @@ def test_what_is_no_trajectory_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_raw_text_of_the_model_drives_the_loop(tmp_path: Path) -> None:
     pytest.importorskip("sterna.chat.stream_parser", reason="the stream parser is not part of this checkout")
-    raw = "Think.\n</think>\n\n<tool_call>\n<function=bash>\n<parameter=command>\nls -l\n</parameter>\n</function>\n</tool_call>"
-    broken = "Hm.\n</think>\n\n<tool_call>\n<function=bash>\n<parameter=command>\nls"
+    broken = "Think.\n</think>\n\n<tool_call>\n<function=bash>\n<parameter=command>\nls -l"
+    raw = f"{broken}\n</parameter>\n</function>\n</tool_call>"
     finished, events, model, _ = run_agent(tmp_path, raw, broken, "All good.")
     assert finished.outcome is Outcome.ANSWERED
     assert [event.call.arguments for event in events if isinstance(event, ToolStarted)] == [{"command": "ls -l"}]
