@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
-from sterna.train.delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule  # noqa: E402
+from sterna.train.delta_rule import chunk_gated_delta_rule, recurrent_gated_delta_rule
 
 ATOL = 1e-9
 

@@ -15,11 +15,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
-from sterna.errors import CheckpointError, ConfigError, UsageError  # noqa: E402
-from sterna.train.loop import Trainer, TrainSettings, read_checkpoint  # noqa: E402
-from sterna.train.shape import ModelShape  # noqa: E402
-from sterna.train.shards import Shard, ShardStream, collate, find_shards  # noqa: E402
-from sterna.train.validation import Vocabulary  # noqa: E402
+from sterna.errors import CheckpointError, ConfigError, UsageError
+from sterna.train.loop import Trainer, TrainSettings, read_checkpoint
+from sterna.train.shape import ModelShape
+from sterna.train.shards import Shard, ShardStream, collate, find_shards
+from sterna.train.validation import Vocabulary
 
 TINY = ModelShape(
     vocab_size=64, hidden_size=32, num_hidden_layers=2, full_attention_interval=2, num_attention_heads=2,

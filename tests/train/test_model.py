@@ -10,11 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
-from sterna.errors import CheckpointError, ConfigError  # noqa: E402
-from sterna.train import export, model as model_module  # noqa: E402
-from sterna.train.delta_rule import recurrent_gated_delta_rule  # noqa: E402
-from sterna.train.model import TrainingModel, initialise  # noqa: E402
-from sterna.train.shape import ModelShape  # noqa: E402
+from sterna.errors import CheckpointError, ConfigError
+from sterna.train import export
+from sterna.train import model as model_module
+from sterna.train.delta_rule import recurrent_gated_delta_rule
+from sterna.train.model import TrainingModel, initialise
+from sterna.train.shape import ModelShape
 
 LOGIT_ATOL = 1e-4
 TINY = ModelShape(

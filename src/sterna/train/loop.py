@@ -19,13 +19,13 @@ import torch
 
 from sterna.errors import CheckpointError
 from sterna.train.model import TrainingModel, initialise
-from sterna.train.objective import objective, total_weight
 from sterna.train.optimizer import Optimizer
 from sterna.train.pointwise import Pointwise
 from sterna.train.schedule import Schedule
 from sterna.train.shape import ModelShape
 from sterna.train.shards import MicroBatch, ShardStream
 from sterna.train.validation import Vocabulary, evaluate, held_out_batches
+from sterna.train.workers import Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class TrainSettings:
     hours: float | None = None
     tokens: int | None = None
     tokens_per_step: int = 16_384
-    micro_tokens: int = 6_144
+    micro_tokens: int = 3_072
     max_length: int = 8_192
     learning_rate: float = 4e-3
     optimizer: str = "muon"
@@ -94,12 +94,13 @@ class Trainer:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        torch.set_num_threads(settings.threads)
         keep_freed_memory()
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
-        self.model = TrainingModel(self.shape, ops=Pointwise.compiled() if settings.compile else None)
+        ops = Pointwise.compiled() if settings.compile else Pointwise()
+        self.model = TrainingModel(self.shape, ops=ops)
         initialise(self.model, seed=settings.seed)
+        self.workers = Workers(self.model, threads=settings.threads, ops=ops)
         self.optimizer = Optimizer(self.model, muon=settings.optimizer == "muon", weight_decay=settings.weight_decay)
         self.schedule = Schedule(
             peak=settings.learning_rate,
@@ -157,36 +158,27 @@ class Trainer:
         settings, progress = self.settings, self.progress
         started = time.perf_counter()
         with_mtp = progress.step % settings.mtp_every == 0
-        weight = max(total_weight(batches), 1e-6)
-        all_tokens = sum(batch.tokens for batch in batches)
-        sums = {"loss": 0.0, "mtp_loss": 0.0, "balance": 0.0}
-        right = seen = 0
-        self.model.zero_grad(set_to_none=True)
-        for batch in batches:
-            terms = objective(self.model, batch, with_mtp=with_mtp)
-            share = batch.tokens / all_tokens
-            loss = (terms.loss + settings.mtp_weight * terms.mtp) / weight
-            (loss + settings.balance_weight * share * terms.balance).backward()  # type: ignore[no-untyped-call]
-            sums["loss"] += float(terms.loss.detach()) / weight
-            sums["mtp_loss"] += float(terms.mtp.detach()) / weight
-            sums["balance"] += share * float(terms.balance.detach())
-            right, seen = right + int(terms.correct.sum()), seen + len(terms.correct)
+        sums = self.workers.gradients(
+            batches,
+            with_mtp=with_mtp,
+            mtp_weight=settings.mtp_weight,
+            balance_weight=settings.balance_weight,
+        )
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm))
         rate = self.schedule.learning_rate(step=progress.step, progress=self._progress_fraction())
         self.optimizer.step(lr=rate)
         elapsed = time.perf_counter() - started
         progress.step += 1
-        progress.tokens += all_tokens
+        progress.tokens += sums.tokens
         progress.seconds += elapsed
-        if not with_mtp:
-            del sums["mtp_loss"]
-        return {
+        record = {
             "step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 3),
-            **{name: round(value, 6) for name, value in sums.items()},
-            "token": round(right / max(1, seen), 5), "weighted_tokens": seen,
-            "grad_norm": round(norm, 5), "lr": rate, "tokens_per_s": round(all_tokens / elapsed, 1),
+            "loss": round(sums.loss, 6), "balance": round(sums.balance, 6),
+            "token": round(sums.right / max(1, sums.seen), 5), "weighted_tokens": sums.seen,
+            "grad_norm": round(norm, 5), "lr": rate, "tokens_per_s": round(sums.tokens / elapsed, 1),
             "shard": self.stream.current, "progress": round(self._progress_fraction(), 6),
         }  # fmt: skip
+        return record | ({"mtp_loss": round(sums.mtp, 6)} if with_mtp else {})
 
     def evaluate(self) -> dict[str, float]:
         """Held-out measures; empty without a held-out shard."""
