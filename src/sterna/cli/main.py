@@ -12,7 +12,7 @@ import sterna
 from sterna import env
 from sterna.errors import SternaError, UsageError
 
-COMMANDS = ("code", "chat", "run", "demo", "eval", "train")
+COMMANDS = ("code", "chat", "run", "fit", "logits", "demo", "eval", "train")
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 DESCRIPTION = """\
