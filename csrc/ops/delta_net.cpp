@@ -81,23 +81,11 @@ std::unique_ptr<Tensor> Ops::gated_delta_net(const Tensor& u, const DeltaNetWeig
            {&w.in_proj_b, b.data.data()},
            {&w.in_proj_a, a.data.data()}});
 
-  Tensor conv_weight(state.taps + 1, channels);
-  for (int j = 0; j <= state.taps; ++j) {
-    for (int c = 0; c < channels; ++c) conv_weight.row(j)[c] = w.conv1d.row(c)[j];
-  }
   Tensor mixed(tokens, channels), decay(tokens, value_heads), beta(tokens, value_heads), out(tokens, values);
   DeltaNetArgs args{key_heads, value_heads, state.key_dim, state.value_dim, state.taps + 1, channels,
-                    state.state_columns, conv_weight.data.data(), w.A_log.data.data(), w.dt_bias.data.data(),
+                    state.state_columns, w.conv1d.transposed(), w.A_log.data.data(), w.dt_bias.data.data(),
                     w.norm.data.data(), eps, qkv.data.data(), z.data.data(), b.data.data(), a.data.data(),
                     mixed.data.data(), decay.data.data(), beta.data.data(), out.data.data()};
-
-  // A sequence without context starts from zeros, whatever its slot holds.
-  for (int s = 0; s < context.sequences(); ++s) {
-    if (context.context_lens[s] > 0 || context.cu_seqlens[s] == context.cu_seqlens[s + 1]) continue;
-    const int slot = context.state_slots[s];
-    std::memset(state.conv_slot(slot), 0, sizeof(float) * state.conv_size());
-    std::memset(state.recurrent_slot(slot), 0, sizeof(float) * state.recurrent_size());
-  }
 
   std::vector<int> sequence_of(tokens);
   for (int s = 0; s < context.sequences(); ++s) {

@@ -9,6 +9,16 @@ const char* at_element(const Buffer<char>& buffer, Format format, int64_t elemen
 }
 }  // namespace
 
+const float* Tensor::transposed() const {
+  std::call_once(transpose_once_, [this] {
+    transpose_ = Buffer<float>(data.size());
+    for (int c = 0; c < columns; ++c) {
+      for (int r = 0; r < rows; ++r) transpose_[static_cast<std::size_t>(c) * rows + r] = row(r)[c];
+    }
+  });
+  return transpose_.data();
+}
+
 Panels Experts::gate_view(int expert) const {
   return {at_element(gate_up, format, expert * up_size), up_stride, format};
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -43,6 +44,13 @@ struct Tensor {
   Tensor(int r, int c) : rows(r), columns(c), data(static_cast<std::size_t>(r) * c) {}
   float* row(int r) { return data.data() + static_cast<int64_t>(r) * columns; }
   const float* row(int r) const { return data.data() + static_cast<int64_t>(r) * columns; }
+
+  // The transpose [columns, rows] of a parameter, made on first use and kept: parameters never change.
+  const float* transposed() const;
+
+ private:
+  mutable std::once_flag transpose_once_;
+  mutable Buffer<float> transpose_;
 };
 
 // A weight [rows, columns] in panels (see kernels.h).
