@@ -66,6 +66,13 @@ VARIABLES: tuple[Variable, ...] = (
         "STERNA_HOME", "a directory", Path("~/.local/share/sterna"),
         "Where pulled checkpoints, sessions and trajectories are kept.", Path,
     ),
+    Variable(
+        "STERNA_SANDBOX",
+        "auto, bubblewrap, landlock or none",
+        "auto",
+        "The sandbox of the agent's shell when `--sandbox` is not given; `none` means no protection at all.",
+        _choice("auto", "bubblewrap", "landlock", "none"),
+    ),
 )  # fmt: skip
 
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
@@ -81,6 +88,12 @@ def get(name: str, *, environ: Mapping[str, str] | None = None) -> Any:
         return variable.parse(text)
     except ValueError:
         raise UsageError(f"{name} is {text!r}, allowed is {variable.allowed}") from None
+
+
+def home() -> Path:
+    """The directory of everything that sterna keeps between runs."""
+    directory: Path = get("STERNA_HOME").expanduser()
+    return directory
 
 
 def check(environ: Mapping[str, str] | None = None) -> None:

@@ -124,3 +124,12 @@ def batch_of(*pieces: Piece, last_only: bool = False, block_size: int = BLOCK_SI
 def logits_of(backend: ModelBackend, *pieces: Piece) -> np.ndarray:
     """float32 [T, V] of all rows of one pass over the pieces."""
     return backend.forward(batch_of(*pieces)).to_numpy()
+
+
+def image_prompt(stream: Stream) -> Piece:
+    """The reference's prompt with one image and one video of two frames, its features and its positions."""
+    ref = reference()
+    ids = ref["img_ids"][0]
+    rows = np.concatenate([np.flatnonzero(ids == 500), np.flatnonzero(ids == 501)])
+    features = np.concatenate([ref["feat_img"], ref["feat_vid"]])
+    return Piece(stream, ids, positions=ref["pos"][:, 0], features=(rows, features))

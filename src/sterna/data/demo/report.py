@@ -1,0 +1,5 @@
+from readings import average, largest
+
+
+def summary(values):
+    return f"mean {average(values)}, max {largest(values)}"
