@@ -19,6 +19,8 @@ from functools import lru_cache
 from typing import Any
 
 TIME_LIMIT_S = 0.1
+ROOT = "/tmp/project"
+"""The folder that ``run_inprocess`` pretends to run in; replace it in the output for another."""
 
 
 class _TooLong(KeyboardInterrupt):
@@ -36,18 +38,18 @@ class TestRun:
 
 @contextmanager
 def time_limit(seconds: float = TIME_LIMIT_S) -> Iterator[None]:
-    """Raise ``KeyboardInterrupt`` in the main thread after ``seconds``."""
+    """Raise ``KeyboardInterrupt`` in the main thread after ``seconds`` of its processor time."""
 
     def stop(_signum: int, _frame: Any) -> None:
         raise _TooLong
 
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    previous = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, previous)
 
 
 @lru_cache(maxsize=64)
@@ -72,11 +74,17 @@ def _import_order(files: Mapping[str, str]) -> list[str]:
     return ordered
 
 
-def run_inprocess(files: Mapping[str, str], root: str) -> TestRun:
-    """Run all tests of flat ``files`` as if they lay in the folder ``root``; stops at the first failure."""
+def run_inprocess(files: Mapping[str, str]) -> TestRun:
+    """Run all tests of flat ``files`` as if they lay in the folder ``ROOT``; stops at the first failure."""
+    return _run(tuple(sorted(files.items())))
+
+
+@lru_cache(maxsize=32)
+def _run(items: tuple[tuple[str, str], ...]) -> TestRun:
+    files = dict(items)
     saved: dict[str, types.ModuleType | None] = {}
     stream = io.StringIO()
-    paths = {path: f"{root}/{path}" for path in files}
+    paths = {path: f"{ROOT}/{path}" for path in files}
     try:
         for path, text in files.items():
             linecache.cache[paths[path]] = (len(text), None, text.splitlines(keepends=True), paths[path])
