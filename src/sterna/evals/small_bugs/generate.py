@@ -231,7 +231,7 @@ def _break(files: dict[str, str], path: str, unit: Unit, rng: Random) -> tuple[M
             run = run_inprocess(broken)
         except SyntaxError:
             continue
-        if not run.passed and not run.timed_out and " at 0x" not in run.output:
+        if run.usable_failure:
             return mutation, broken
     raise Rejected
 

@@ -194,7 +194,7 @@ def _wrong_edits(project: Project, count: int, rng: Random) -> list[Edit]:
             run = run_inprocess(changed)
         except SyntaxError:
             continue
-        if run.passed or run.timed_out or " at 0x" in run.output:
+        if not run.usable_failure:
             continue
         edits.append(Edit(project.path, pick.line, new, pick.kind, right=False))
     return edits
