@@ -18,7 +18,6 @@ from sterna.evals.small_bugs.naming import MODULES, choose_names, rename
 from sterna.evals.small_bugs.project import Project
 from sterna.evals.small_bugs.values import WORDS, sample
 
-ROOT = "/tmp/project"
 EVAL_BUCKETS = 10
 """One function text in ten is kept for ``unseen-instances``; training never uses it."""
 MAX_EXPECTED_CHARS = 60
@@ -106,9 +105,9 @@ def _define(source: str, name: str) -> Callable[..., Any]:
 def _function_tests(family: Family, source: str, name: str, mapping: dict[str, str], rng: Random) -> list[str]:
     function = _define(source, name)
     cases: list[tuple[Any, ...]] = []
-    edges = [ast.literal_eval(rename(edge, mapping)) for edge in family.edges]
-    if edges:
-        cases += rng.sample(edges, min(len(edges), rng.randint(1, 2)))
+    if family.edges:
+        edges = rng.sample(family.edges, min(len(family.edges), rng.randint(1, 2)))
+        cases += [ast.literal_eval(rename(edge, mapping)) for edge in edges]
     while len(cases) < rng.randint(3, 4):
         cases.append(tuple(sample(kind, rng) for kind in family.types))
     lines: list[str] = []
@@ -229,11 +228,10 @@ def _break(files: dict[str, str], path: str, unit: Unit, rng: Random) -> tuple[M
             del kinds[kind]
         broken = {**files, path: mutation.apply(files[path])}
         try:
-            compile(broken[path], path, "exec")
+            run = run_inprocess(broken)
         except SyntaxError:
             continue
-        run = run_inprocess(broken, ROOT)
-        if not run.passed and not run.timed_out and " at 0x" not in run.output:
+        if run.usable_failure:
             return mutation, broken
     raise Rejected
 
@@ -248,8 +246,6 @@ def build_project(
         if all(unit.name != other.name and unit.family != other.family for other in drawn):
             drawn.append(unit)
     files, where = _layout(drawn, rng)
-    if not run_inprocess(files, ROOT).passed:
-        raise Rejected
     target = rng.choice(drawn)
     path = where[target.name]
     mutation, broken = _break(files, path, target, rng)

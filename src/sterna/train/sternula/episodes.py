@@ -128,7 +128,7 @@ class _Script:
         self.messages += [Message("tool", result) for result in results]
 
     def run(self) -> TestRun:
-        return run_inprocess(self.files, self.shell.root)
+        return run_inprocess(self.files)
 
     def test_output(self, run: TestRun) -> str:
         return self.shell.tests(run, self.rng)
@@ -191,11 +191,10 @@ def _wrong_edits(project: Project, count: int, rng: Random) -> list[Edit]:
             continue
         changed = {**project.files, project.path: pick.apply(source)}
         try:
-            compile(changed[project.path], project.path, "exec")
+            run = run_inprocess(changed)
         except SyntaxError:
             continue
-        run = run_inprocess(changed, "/tmp/project")
-        if run.passed or run.timed_out or " at 0x" in run.output:
+        if not run.usable_failure:
             continue
         edits.append(Edit(project.path, pick.line, new, pick.kind, right=False))
     return edits

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 
-from sterna.evals.small_bugs.inprocess import TestRun
+from sterna.evals.small_bugs.inprocess import ROOT, TestRun
 
 TEST = "python -m unittest -f 2>&1 | tail -n 20"
 FIRST = "ls && " + TEST
@@ -63,7 +63,7 @@ class Shell:
 
     def tests(self, run: TestRun, rng: Random) -> str:
         """What ``TEST`` prints after ``run``."""
-        output = re.sub(r"in \d+\.\d+s", f"in 0.00{rng.choice('00011')}s", run.output)
+        output = re.sub(r"in \d+\.\d+s", f"in 0.00{rng.choice('00011')}s", run.output.replace(ROOT + "/", self.root + "/"))
         return "\n".join(_as_python(output, self.python).rstrip("\n").split("\n")[-20:]).strip("\n")
 
     def listing(self, files: Mapping[str, str]) -> str:
