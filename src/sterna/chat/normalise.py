@@ -90,7 +90,7 @@ def normalise(request: ChatRequest) -> Conversation:
     """
     turns = [as_turn(message) for message in request.messages]
     lead = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
-    late = [replace(turn, late_system=True, is_query=False) if turn.role == "system" else turn for turn in turns[lead:]]
+    late = [replace(turn, late_system=True) if turn.role == "system" else turn for turn in turns[lead:]]
     late = _with_open_end(late, continuation_of(request))
     has_query = any(turn.role == "user" and turn.is_query for turn in late)
     if not has_query or late[0].role == "tool":
