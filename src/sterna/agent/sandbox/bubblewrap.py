@@ -52,7 +52,7 @@ class Bubblewrap:
         variables = [part for name, value in environment.items() for part in ("--setenv", name, value)]
         argv = [
             self._bwrap, *_ISOLATION, *_system(self._private), *_devices(limits), *_temporary(scratch, limits),
-            *_visible(workspace), *variables, "--remount-ro", "/", "--chdir", str(workspace), "--", *inner,
+            *_visible(workspace), *_without_sockets(workspace), *variables, "--remount-ro", "/", "--chdir", str(workspace), "--", *inner,
         ]  # fmt: skip
         return Launch(argv=argv, env={}, cwd="/")
 
@@ -116,6 +116,20 @@ def _visible(workspace: Path) -> list[str]:
     binds = [(path, "--ro-bind") for path in python_paths(workspace)] + [(workspace, "--bind")] + _git_guards(workspace)
     binds.sort(key=lambda bind: len(bind[0].parts))
     return [part for path, kind in binds for part in (kind, str(path), str(path))]
+
+
+def _without_sockets(workspace: Path) -> list[str]:
+    """Hides the sockets that host processes have bound in the workspace: a network namespace does not."""
+    hidden = []
+    for line in Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
+        name = line.split(maxsplit=7)[7:]
+        if not name or name[0].startswith("@"):
+            continue
+        # A relative name says nothing about where it was bound; the workspace is where it would matter.
+        path = Path(os.path.normpath(workspace / name[0]))
+        if path.is_relative_to(workspace) and path.is_socket():
+            hidden += ["--ro-bind", "/dev/null", str(path)]
+    return hidden
 
 
 def _git_guards(workspace: Path) -> list[tuple[Path, str]]:
