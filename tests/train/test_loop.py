@@ -39,7 +39,8 @@ def _write_shard(path: Path, *, episodes: int, seed: int) -> None:
     path.mkdir(parents=True)
     tokens = np.concatenate(parts).astype(np.uint16)
     weights = np.ones(len(tokens), dtype=np.float16)
-    weights[::3] = 0
+    weights[::3] = 0.1
+    weights[::7] = 0
     np.save(path / "tokens.npy", tokens)
     np.save(path / "weights.npy", weights)
     np.save(path / "offsets.npy", np.concatenate(([0], np.cumsum([len(p) for p in parts]))).astype(np.int64))

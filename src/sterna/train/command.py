@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", choices=["sternula"], help="what to train")
     parser.add_argument("--out", type=Path, required=True, help="directory of everything: data, run, checkpoint")
     parser.add_argument("--data", type=Path, help="directory of shards (default: OUT/data)")
-    parser.add_argument("--tokenizer", type=Path, help="directory of tokenizer and template (default: OUT/tokenizer)")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="directory of tokenizer and template (default: that of the shards)"
+    )
     parser.add_argument(
         "--steps", default=",".join(STEPS), help="steps to do, of data,train,export (default: all of them)"
     )
@@ -72,10 +74,10 @@ def run(args: argparse.Namespace) -> int:
     steps = [step for step in args.steps.split(",") if step]
     if unknown := [step for step in steps if step not in STEPS]:
         raise UsageError(f"unknown steps {unknown}, allowed are {list(STEPS)}")
-    data, tokenizer = args.data or args.out / "data", args.tokenizer or args.out / "tokenizer"
+    data, tokenizer = args.data or args.out / "data", args.tokenizer or args.data or args.out / "data"
     result: dict[str, Any] = {"out": str(args.out)}
     if "data" in steps:
-        _write_data(args, data=data, tokenizer=tokenizer)
+        _write_data(args, data=data)
     if "train" in steps:
         finished = _train(args, data=data, tokenizer=tokenizer)
         result["finished"] = finished
@@ -88,10 +90,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_data(args: argparse.Namespace, *, data: Path, tokenizer: Path) -> None:
+def _write_data(args: argparse.Namespace, *, data: Path) -> None:
     from sterna.train.sternula import build_data
 
-    build_data.build(out=data, tokenizer_dir=tokenizer, episodes=args.data_episodes, seed=args.seed or 0)
+    build_data.build(data, episodes=args.data_episodes, seed=args.seed or 0, workers=args.threads or 2)
 
 
 def _trainer(args: argparse.Namespace, *, data: Path, tokenizer: Path) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sterna.train.loss import head_loss
 from sterna.train.model import TrainingModel
-from sterna.train.shards import MicroBatch
+from sterna.train.shards import SPOKEN_WEIGHT, MicroBatch
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,20 @@ class Terms:
 def objective(model: TrainingModel, batch: MicroBatch, *, with_mtp: bool) -> Terms:
     """Run the model on a micro-batch; only tokens with a weight pass through the head."""
     hidden, balance = model.hidden_states(batch.token_ids, batch.valid)
-    positions = _weighted_positions(batch, skip=1)
+    positions = _positions(batch.weights > 0, skip=1)
     loss, correct = _head(model, hidden, batch, positions, ahead=1)
     mtp, mtp_correct, mtp_positions = loss.new_zeros(()), correct[:0], positions[:0]
     if with_mtp:
         states, mtp_balance = model.mtp_states(hidden, batch.token_ids, batch.valid)
-        mtp_positions = _weighted_positions(batch, skip=2)
+        mtp_positions = _positions(batch.weights >= SPOKEN_WEIGHT, skip=2)
         mtp, mtp_correct = _head(model, states, batch, mtp_positions, ahead=2)
         layers = model.shape.num_hidden_layers
         balance = (balance * layers + mtp_balance) / (layers + 1)
     return Terms(loss, mtp, balance, correct, positions, mtp_correct, mtp_positions)
 
 
-def _weighted_positions(batch: MicroBatch, *, skip: int) -> Tensor:
-    """``[rows, 2]`` of tokens with a weight, without the first ``skip`` tokens of a row, which nothing predicts."""
-    chosen = batch.weights > 0
+def _positions(chosen: Tensor, *, skip: int) -> Tensor:
+    """``[rows, 2]`` of the chosen tokens, without the first ``skip`` tokens of a row, which nothing predicts."""
     chosen[:, :skip] = False
     return chosen.nonzero()
 

@@ -2,14 +2,16 @@
 
 A shard is a directory with ``tokens.npy`` uint16 ``[N]``, ``weights.npy`` float16 ``[N]`` (loss weight of predicting this token) and
 ``offsets.npy`` int64 ``[episodes + 1]``. Directories whose name begins with ``valid`` are held out. Shards are taken in the order of
-their names, each as soon as it exists; when all have been used, the least used comes next.
+their names, each as soon as it exists; when all have been used, the least used comes next. Names that begin with a dot are unfinished.
+
+Weights: 1 for what the model writes, small for what it only reads, 0 for what it must not imitate.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from sterna.errors import ConfigError, UsageError
 
 FILES = ("tokens.npy", "weights.npy", "offsets.npy")
 PADDED_TO = 64
+SPOKEN_WEIGHT = 0.5
+"""Tokens of at least this weight are the model's own words; measures and the MTP head look at these only."""
+CONTEXT_STRIDE = 4
+"""In training, one of so many context tokens is predicted, with so many times its weight: same expectation, less work."""
 WINDOW_STEPS = 12
 
 
@@ -75,7 +81,8 @@ def find_shards(root: Path, *, held_out: bool) -> list[Path]:
             f"{root} is not a directory", hint="write the data first: `sterna train sternula --steps data`"
         )
     complete = [path for path in sorted(root.iterdir()) if all((path / name).is_file() for name in FILES)]
-    return [path for path in complete if path.name.startswith("valid") == held_out]
+    visible = [path for path in complete if not path.name.startswith(".")]
+    return [path for path in visible if path.name.startswith("valid") == held_out]
 
 
 def collate(episodes: list[tuple[np.ndarray, np.ndarray]]) -> MicroBatch:
@@ -89,6 +96,14 @@ def collate(episodes: list[tuple[np.ndarray, np.ndarray]]) -> MicroBatch:
         weights[row, : len(tokens)] = torch.from_numpy(weight.astype(np.float32))
         valid[row, : len(tokens)] = 1.0
     return MicroBatch(token_ids, weights, valid)
+
+
+def thin_context(batch: MicroBatch, *, offset: int) -> MicroBatch:
+    """Keep every `CONTEXT_STRIDE`-th context token's weight, scaled up; which ones changes with ``offset``."""
+    columns = torch.arange(batch.weights.shape[1])
+    kept = (columns + offset) % CONTEXT_STRIDE == 0
+    thinned = torch.where(kept, batch.weights * CONTEXT_STRIDE, 0.0)
+    return replace(batch, weights=torch.where(batch.weights >= SPOKEN_WEIGHT, batch.weights, thinned))
 
 
 def plan_microbatches(lengths: np.ndarray, *, micro_tokens: int) -> list[list[int]]:
@@ -158,7 +173,8 @@ class ShardStream:
                 step = steps[self.next_step]
                 # Advanced before the step is handed out: a checkpoint taken after training on it must not repeat it.
                 self.next_step += 1
-                yield [collate([shard.episode(i, max_length=self.max_length) for i in episodes]) for episodes in step]
+                read = [[shard.episode(i, max_length=self.max_length) for i in episodes] for episodes in step]
+                yield [thin_context(collate(episodes), offset=self.next_step) for episodes in read]
             self.uses[self.current] = self.uses.get(self.current, 0) + 1
             self.current = ""
 

@@ -13,7 +13,7 @@ import torch
 from sterna.errors import ConfigError
 from sterna.train.model import TrainingModel
 from sterna.train.objective import objective
-from sterna.train.shards import MicroBatch, Shard, collate, find_shards, plan_microbatches
+from sterna.train.shards import SPOKEN_WEIGHT, MicroBatch, Shard, collate, find_shards, plan_microbatches
 
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 KINDS = ("text", "reasoning", "call")
@@ -56,14 +56,14 @@ class Vocabulary:
 
     def first_edit(self, tokens: np.ndarray, weights: np.ndarray) -> slice | None:
         """The first trained call of the edit command ``str_replace``, from its opening to its closing marker."""
-        openings = np.flatnonzero((tokens == self.markers["<tool_call>"]) & (weights > 0))
+        openings = np.flatnonzero((tokens == self.markers["<tool_call>"]) & (weights >= SPOKEN_WEIGHT))
         for start in openings.tolist():
             length = np.flatnonzero(tokens[start:] == self.markers["</tool_call>"])
             if not length.size:
                 return None
             span = slice(start, start + int(length[0]) + 1)
             text = "".join(self.text.get(int(token), "") for token in tokens[span])
-            if "old_str" in text and (weights[span] > 0).all():
+            if "old_str" in text and (weights[span] >= SPOKEN_WEIGHT).all():
                 return span
         return None
 
@@ -85,8 +85,10 @@ class _Tally:
         for row in range(len(correct)):
             length = int(batch.valid[row].sum())
             tokens, weights = batch.token_ids[row, :length].numpy(), batch.weights[row, :length].numpy()
-            counted = weights > 0
+            counted = weights >= SPOKEN_WEIGHT
             counted[0] = False
+            context = (weights > 0) & ~counted
+            self.add("context", int(correct[row, :length][context].sum()), int(context.sum()))
             self.add("token", int(correct[row, :length][counted].sum()), int(counted.sum()))
             kinds = self.vocabulary.kinds(tokens)
             for number, kind in enumerate(KINDS):
@@ -116,7 +118,8 @@ def evaluate(model: TrainingModel, batches: list[MicroBatch], vocabulary: Vocabu
     """Teacher-forced measures over ``batches``.
 
     Returns:
-        ``loss`` (nats per weighted token) and rates in 0 .. 1: ``token`` (all weighted tokens), one per kind of `KINDS`,
+        ``loss`` (nats per weighted token) and rates in 0 .. 1: ``token`` (the model's own words), ``context`` (what it
+        reads), one per kind of `KINDS`,
         ``edit_token`` and ``edit_exact`` (first edit call of an episode: its tokens, and all of them at once), ``mtp``.
     """
     tally, loss, weight = _Tally(vocabulary), 0.0, 0.0

@@ -16,12 +16,12 @@ from torch import nn
 from sterna.train.model import TrainingModel
 from sterna.train.objective import objective, total_weight
 from sterna.train.pointwise import Pointwise
-from sterna.train.shards import MicroBatch
+from sterna.train.shards import SPOKEN_WEIGHT, MicroBatch
 
 
 @dataclass
 class StepSums:
-    """What one step is reported with: mean losses in nats, counts of predicted tokens and of all tokens."""
+    """What one step is reported with: mean losses in nats, counts of the model's own words and of all tokens."""
 
     loss: float = 0.0
     mtp: float = 0.0
@@ -129,13 +129,14 @@ def _accumulate(model: TrainingModel, batches: list[MicroBatch], share: _Share) 
         part = batch.tokens / share.tokens
         loss = (terms.loss + share.mtp_weight * terms.mtp) / share.weight
         (loss + share.balance_weight * part * terms.balance).backward()  # type: ignore[no-untyped-call]
+        spoken = batch.weights[tuple(terms.positions.unbind(1))] >= SPOKEN_WEIGHT
         sums.add(
             StepSums(
                 loss=float(terms.loss.detach()) / share.weight,
                 mtp=float(terms.mtp.detach()) / share.weight,
                 balance=part * float(terms.balance.detach()),
-                right=int(terms.correct.sum()),
-                seen=len(terms.correct),
+                right=int((terms.correct & spoken).sum()),
+                seen=int(spoken.sum()),
                 tokens=batch.tokens,
             )
         )
