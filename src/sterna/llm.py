@@ -28,7 +28,6 @@ from sterna.errors import BackendError
 from sterna.locate import locate_model, make_backend
 from sterna.types import FinishReason, SamplingParams, TokenEvent, Usage
 
-
 # a longer context is asked for by name, because its blocks are allocated at the start
 DEFAULT_MAX_MODEL_LEN = 32_768
 

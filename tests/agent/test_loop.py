@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from agent.projects import RUN_TESTS, TASK, write_broken_project
-from support.scripted_model import ScriptedModel, Turn, call, malformed, turn
 
+from agent.projects import RUN_TESTS, TASK, write_broken_project
 from sterna.agent.environment import CommandResult, Environment
 from sterna.agent.events import AgentEvent, Finished, ModelEvent, Observation, Outcome, StepStarted, ToolStarted
 from sterna.agent.loop import Agent, AgentLimits
@@ -18,6 +17,7 @@ from sterna.agent.trajectory import Trajectory, replay
 from sterna.chat.messages import ChatEvent, End, Message, TextDelta, Tool
 from sterna.errors import AgentError, ContextOverflowError, SandboxError
 from sterna.types import FinishReason, Usage
+from support.scripted_model import ScriptedModel, Turn, call, malformed, turn
 
 REPAIR = call(
     "str_replace_editor",

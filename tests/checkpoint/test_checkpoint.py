@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.golden import GOLDEN, Piece, Stream, logits_of, open_backend, reference
 
 from sterna.backends.numpy import NumpyBackend
 from sterna.checkpoint import Checkpoint, SafetensorsFile, TensorView, expected_tensors, write_safetensors
@@ -17,6 +16,7 @@ from sterna.config import preset
 from sterna.errors import CheckpointError
 from sterna.ops import tolerances
 from sterna.ops.bfloat16 import to_bfloat16
+from support.golden import GOLDEN, Piece, Stream, logits_of, open_backend, reference
 
 Tensors = dict[str, TensorView]
 TEXT = "model.language_model."
@@ -159,7 +159,9 @@ def test_groups_are_recorded(tmp_path: Path) -> None:
 
 def test_the_official_manifest() -> None:
     tensors = expected_tensors(preset("qwen3.6-35b-a3b"))
-    groups = {group: [spec.shape for spec in tensors.values() if spec.group == group] for group in ("text", "mtp", "vision")}
+    groups = {
+        group: [spec.shape for spec in tensors.values() if spec.group == group] for group in ("text", "mtp", "vision")
+    }
     assert {group: len(shapes) for group, shapes in groups.items()} == {"text": 693, "mtp": 19, "vision": 333}
     assert sum(map(math.prod, groups["text"])) == 34_660_610_688
 

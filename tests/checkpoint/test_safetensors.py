@@ -144,7 +144,9 @@ entries = st.fixed_dictionaries(
         "data_offsets": st.lists(numbers, max_size=3) | numbers,
     }
 )
-json_values = st.recursive(numbers, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
+json_values = st.recursive(
+    numbers, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner)
+)
 headers = st.dictionaries(st.text(max_size=4) | st.just("__metadata__"), entries | json_values, max_size=4)
 contents = st.one_of(
     st.binary(max_size=200),

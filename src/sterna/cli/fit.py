@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"{name} is {value}, allowed is 1 or more")
     parameters = count_parameters(config)
     plans = [
-        plan(config, weights=weights, kv=kv, context=context, sessions=args.sessions, memory=memory, mtp=not args.no_mtp)
+        plan(
+            config, weights=weights, kv=kv, context=context, sessions=args.sessions, memory=memory, mtp=not args.no_mtp
+        )
         for weights in WEIGHT_FORMATS
         for kv in KV_FORMATS
         for context in contexts

@@ -13,7 +13,16 @@ WORDS = (
     "tree", "wind", "wolf", "wood", "year", "level", "noon", "radar",
 )  # fmt: skip
 NAMES = ("Ann", "Bob", "Eve", "Ian", "Kim", "Lee", "Max", "Mia", "Sam", "Tom")
-PHRASES = ("the red fox", "a big dog", "Blue Sky", "one two one", "cold  tea", "To be or not", "go up go", "Hello World")
+PHRASES = (
+    "the red fox",
+    "a big dog",
+    "Blue Sky",
+    "one two one",
+    "cold  tea",
+    "To be or not",
+    "go up go",
+    "Hello World",
+)
 
 
 def word(rng: Random) -> str:

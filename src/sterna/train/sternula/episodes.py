@@ -76,7 +76,11 @@ def edit_call(files: dict[str, str], path: str, line: int, new: str) -> tuple[To
         "command": "str_replace", "path": path, "old_str": "\n".join(old_block), "new_str": "\n".join(new_block)
     }  # fmt: skip
     lines[line - 1] = new
-    return ToolCall("str_replace_editor", arguments), {**files, path: "\n".join(lines)}, f"{path} edited at line {first}"
+    return (
+        ToolCall("str_replace_editor", arguments),
+        {**files, path: "\n".join(lines)},
+        f"{path} edited at line {first}",
+    )
 
 
 def failure_text(output: str) -> str:

@@ -63,7 +63,9 @@ class Shell:
 
     def tests(self, run: TestRun, rng: Random) -> str:
         """What ``TEST`` prints after ``run``."""
-        output = re.sub(r"in \d+\.\d+s", f"in 0.00{rng.choice('00011')}s", run.output.replace(ROOT + "/", self.root + "/"))
+        output = re.sub(
+            r"in \d+\.\d+s", f"in 0.00{rng.choice('00011')}s", run.output.replace(ROOT + "/", self.root + "/")
+        )
         return "\n".join(_as_python(output, self.python).rstrip("\n").split("\n")[-20:]).strip("\n")
 
     def listing(self, files: Mapping[str, str]) -> str:

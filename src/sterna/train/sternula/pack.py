@@ -37,9 +37,7 @@ def encode_episode(
     return np.array(encoded.ids, dtype=np.uint16), weights
 
 
-def write_shard(
-    folder: Path, name: str, episodes: Sequence[tuple[NDArray[np.uint16], NDArray[np.float16]]]
-) -> int:
+def write_shard(folder: Path, name: str, episodes: Sequence[tuple[NDArray[np.uint16], NDArray[np.float16]]]) -> int:
     """Write one shard; returns its number of tokens. An unfinished shard of the same name is replaced."""
     temporary = folder / f".{name}.partial"
     shutil.rmtree(temporary, ignore_errors=True)

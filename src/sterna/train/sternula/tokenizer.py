@@ -65,7 +65,9 @@ def build_tokenizer(corpus: Iterable[str]) -> str:
     )  # fmt: skip
     tokenizer.train_from_iterator([*map(_for_training, corpus), MARKER_RUNS], trainer)
     if tokenizer.get_vocab_size() != VOCAB_SIZE - len(ADDED_TOKENS):
-        raise ValueError(f"the corpus gives only {tokenizer.get_vocab_size()} tokens of {VOCAB_SIZE - len(ADDED_TOKENS)}")
+        raise ValueError(
+            f"the corpus gives only {tokenizer.get_vocab_size()} tokens of {VOCAB_SIZE - len(ADDED_TOKENS)}"
+        )
     for literal in ADDED_TOKENS:
         token = AddedToken(literal, normalized=False, special=literal not in PLAIN_TOKENS)
         tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])
