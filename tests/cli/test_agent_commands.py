@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sterna.cli import main as cli
-from sterna.evals.small_bugs.splits import load_split
+from sterna.evals.small_bugs.splits import split_projects
 from support.scripted_llm import ScriptedLLM
 from support.scripted_model import call, turn
 
@@ -121,7 +121,7 @@ def test_demo_is_not_fooled_by_changed_tests(scripted, capsys):
 
 def test_eval_counts_resumes_and_refuses_other_settings(scripted, tmp_path, capsys):
     argv = ["eval", "small-bugs", "--limit", "2", "--out", str(tmp_path / "out"), "--json"]
-    first = load_split("unseen-instances", limit=1)[0]
+    first = split_projects("unseen-instances", limit=1)[0]
     fix = call(
         "str_replace_editor", command="create", path=first.path, file_text=first.fixed_files[first.path]
     )  # fmt: skip

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     print(sandbox.notice, file=sys.stderr)
     root = Path(tempfile.mkdtemp(prefix="sterna-demo-"))
     try:
-        project = root / "readings"
+        project = root / "stats"
         shutil.copytree(DEMO_DIRECTORY, project, ignore=shutil.ignore_patterns("__pycache__"))
         with Environment(project, sandbox=sandbox) as environment, load_llm(args) as llm:
             _show_tests(environment, console, title=f"A broken project in {project}:")

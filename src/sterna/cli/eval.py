@@ -37,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         "--baseline", choices=("random-mutation",), help="instead of a model: change random places until the tests pass"
     )
     parser.add_argument(
-        "--attempts", type=positive, default=3, metavar="N", help="tries of the baseline (default: %(default)s)"
+        "--attempts", type=positive, default=6, metavar="N", help="tries of the baseline (default: %(default)s)"
     )
     parser.add_argument("--max-steps", type=positive, default=30, metavar="N", help="most steps (default: %(default)s)")
     parser.add_argument("--sandbox", choices=("auto", "bubblewrap", "landlock", "none"), help="as for `sterna code`")
@@ -52,9 +52,9 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from sterna.agent.sandbox import choose_sandbox
-    from sterna.evals.small_bugs.splits import load_split
+    from sterna.evals.small_bugs.splits import split_projects
 
-    projects = load_split(args.split, limit=args.limit)
+    projects = split_projects(args.split, limit=args.limit)
     sandbox = choose_sandbox(args.sandbox)
     print(sandbox.notice, file=sys.stderr)
     with _solver(args, sandbox) as (solver, log):

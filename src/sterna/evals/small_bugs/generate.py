@@ -16,6 +16,8 @@ from sterna.evals.small_bugs.inprocess import run_inprocess, time_limit
 from sterna.evals.small_bugs.mutate import Mutation, find_mutations
 from sterna.evals.small_bugs.naming import MODULES, choose_names, rename
 from sterna.evals.small_bugs.project import Project
+from sterna.evals.small_bugs.real_code import LICENCE as REAL_CODE_LICENCE
+from sterna.evals.small_bugs.real_code import real_families
 from sterna.evals.small_bugs.values import WORDS, sample
 
 EVAL_BUCKETS = 10
@@ -38,6 +40,15 @@ class Unit:
     tests: tuple[tuple[str, ...], ...]
     fingerprint: str
     helpers: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Where units come from: families, which of their instances are allowed, and whether they stay as they are."""
+
+    families: tuple[Family, ...]
+    accept: Callable[[str], bool]
+    verbatim: bool = False
 
 
 def in_eval_bucket(fingerprint: str) -> bool:
@@ -118,9 +129,11 @@ def _function_tests(family: Family, source: str, name: str, mapping: dict[str, s
             raise Rejected
         try:
             value = function(*copy.deepcopy(case))
-        except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+        except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
             lines.append(f"with self.assertRaises({type(error).__name__}):\n            {call}")
             continue
+        except Exception as error:
+            raise Rejected from error
         lines.append(_assertion(call, value, rng))
     return list(dict.fromkeys(lines))
 
@@ -150,9 +163,15 @@ def _class_tests(family: Family, source: str, name: str, mapping: dict[str, str]
     return methods
 
 
-def make_unit(family: Family, rng: Random) -> Unit:
-    """One tested function or class of ``family``; raises ``Rejected`` when the draw is unusable."""
-    source, name, mapping = make_source(family, rng)
+def make_unit(family: Family, rng: Random, *, verbatim: bool = False) -> Unit:
+    """One tested function or class of ``family``; raises ``Rejected`` when the draw is unusable.
+
+    ``verbatim`` keeps the text as it is: real code has names, comments and literals of its own.
+    """
+    if verbatim:
+        source, name, mapping = family.bodies[0], family.names[0], dict[str, str]()
+    else:
+        source, name, mapping = make_source(family, rng)
     fingerprint = instance_fingerprint(source)
     with time_limit():
         if family.is_class:
@@ -163,16 +182,18 @@ def make_unit(family: Family, rng: Random) -> Unit:
             tests = [part for part in (lines[:cut], lines[cut:]) if part]
     if not any(tests):
         raise Rejected
-    return Unit(family.name, name, _with_doc(source, family.doc, rng), tuple(map(tuple, tests)), fingerprint)
+    if not verbatim:
+        source = _with_doc(source, family.doc, rng)
+    return Unit(family.name, name, source, tuple(map(tuple, tests)), fingerprint)
 
 
-def _draw_unit(families: tuple[Family, ...], rng: Random, accept: Callable[[str], bool]) -> Unit:
+def _draw_unit(draw: Draw, rng: Random) -> Unit:
     for _ in range(400):
         try:
-            unit = make_unit(rng.choice(families), rng)
+            unit = make_unit(rng.choice(draw.families), rng, verbatim=draw.verbatim)
         except (Rejected, KeyboardInterrupt):
             continue
-        if accept(unit.fingerprint):
+        if draw.accept(unit.fingerprint):
             return unit
     raise Rejected
 
@@ -236,13 +257,11 @@ def _break(files: dict[str, str], path: str, unit: Unit, rng: Random) -> tuple[M
     raise Rejected
 
 
-def build_project(
-    rng: Random, families: tuple[Family, ...], *, split: str, seed: int, units: int, accept: Callable[[str], bool]
-) -> Project:
+def build_project(rng: Random, draw: Draw, *, split: str, seed: int, units: int) -> Project:
     """One project of ``units`` functions; raises ``Rejected`` when the draw is unusable."""
     drawn: list[Unit] = []
     while len(drawn) < units:
-        unit = _draw_unit(families, rng, accept)
+        unit = _draw_unit(draw, rng)
         if all(unit.name != other.name and unit.family != other.family for other in drawn):
             drawn.append(unit)
     files, where = _layout(drawn, rng)
@@ -255,21 +274,30 @@ def build_project(
         name=f"{split}-{seed}", split=split, seed=seed, files=broken, fixed_files=files,
         bug=f"{path} line {mutation.line}: `{old}` became `{new}`", family=target.family, function=target.name,
         path=path, line=mutation.line, kind=mutation.kind, fingerprints=tuple(unit.fingerprint for unit in drawn),
+        source=f"standard library, {target.family}" if draw.verbatim else "generated",
+        licence=REAL_CODE_LICENCE if draw.verbatim else "Apache-2.0",
     )  # fmt: skip
 
 
+def _draw_of(split: str) -> Draw:
+    if split == "training":
+        return Draw(load_families(), lambda fingerprint: not in_eval_bucket(fingerprint))
+    if split == "unseen-instances":
+        return Draw(load_families(), in_eval_bucket)
+    if split == "unseen-families":
+        return Draw(load_families(held_out=True), lambda _fingerprint: True)
+    return Draw(real_families(evaluation=split == "real-code"), lambda _fingerprint: True, verbatim=True)
+
+
 def generate_from_families(seed: int, split: str, *, units: int | None = None) -> Project:
-    """A project of ``training``, ``unseen-instances`` or ``unseen-families``; the same for the same seed."""
+    """A project of a generated split (``training``, ``training-real-code``, ``unseen-instances``, ``unseen-families``,
+
+        """
     rng = Random(f"{split}:{seed}")
-    families = load_families(held_out=split == "unseen-families")
-    accept: Callable[[str], bool] = {
-        "training": lambda fingerprint: not in_eval_bucket(fingerprint),
-        "unseen-instances": in_eval_bucket,
-        "unseen-families": lambda _fingerprint: True,
-    }[split]
+    draw = _draw_of(split)
     while True:
-        count = units or rng.choices((1, 2, 3), (4, 4, 2))[0]
+        count = units or (1 if draw.verbatim else rng.choices((1, 2, 3), (4, 4, 2))[0])
         try:
-            return build_project(rng, families, split=split, seed=seed, units=count, accept=accept)
+            return build_project(rng, draw, split=split, seed=seed, units=count)
         except Rejected:
             continue

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from sterna.agent.environment import Environment
@@ -17,7 +16,7 @@ from sterna.agent.sandbox import Sandbox
 from sterna.errors import SternaError
 from sterna.evals.log import TaskResult
 from sterna.evals.project_tests import restore_tests, run_project_tests
-from sterna.evals.small_bugs.mutate import Mutation, find_mutations
+from sterna.evals.small_bugs.baseline import random_repair
 from sterna.evals.small_bugs.project import Project, write_project
 
 TASK = "Fix the bug. The tests must pass."
@@ -49,11 +48,7 @@ def solve(project: Project, solver: Solver, sandbox: Sandbox) -> TaskResult:
 
 
 def _tests_of(project: Project) -> dict[str, str]:
-    return {path: text for path, text in project.files.items() if _is_test(path)}
-
-
-def _is_test(path: str) -> bool:
-    return Path(path).name.startswith("test")
+    return {path: text for path, text in project.files.items() if Path(path).name.startswith("test")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,29 +82,24 @@ class AgentSolver:
 
 @dataclass(frozen=True, slots=True)
 class RandomMutation:
-    """Change one random place as the bug generator does, run the tests, put it back, up to ``attempts`` times."""
+    """Random single-line mutations, each tried in the sandbox and put back: see `random_repair`."""
 
     attempts: int
     seed: int
 
     def __call__(self, project: Project, environment: Environment) -> TaskResult:
-        rng = Random(f"{self.seed}:{project.name}")
-        places = [
-            (path, mutation)
-            for path, text in sorted(project.files.items())
-            if path.endswith(".py") and not _is_test(path)
-            for mutation in find_mutations(text)
-        ]
-        chosen = rng.sample(places, min(self.attempts, len(places)))
-        for attempt, (path, mutation) in enumerate(chosen, 1):
-            if self._passes(project, environment, path, mutation):
-                return TaskResult(project.name, "passed", f"{mutation.kind} in {path}", steps=attempt)
-        return TaskResult(project.name, "failed", f"{len(places)} places", steps=len(chosen))
+        tried = 0
 
-    def _passes(self, project: Project, environment: Environment, path: str, mutation: Mutation) -> bool:
-        target = environment.workspace / path
-        target.write_text(mutation.apply(project.files[path]), encoding="utf-8")
-        if run_project_tests(environment, timeout_s=10.0):
-            return True
-        target.write_text(project.files[path], encoding="utf-8")
-        return False
+        def passes(project: Project, files: Mapping[str, str]) -> bool:
+            nonlocal tried
+            tried += 1
+            for path in files:
+                (environment.workspace / path).write_text(files[path], encoding="utf-8")
+            if run_project_tests(environment, timeout_s=10.0):
+                return True
+            for path in files:
+                (environment.workspace / path).write_text(project.files[path], encoding="utf-8")
+            return False
+
+        repaired = random_repair(project, seed=self.seed, test_runs=self.attempts, passes=passes)
+        return TaskResult(project.name, "passed" if repaired else "failed", "random mutation", steps=tried)

@@ -18,6 +18,7 @@ from sterna.train.sternula.words import CHAT, DEFAULT_TASK, QUESTIONS, REASONS, 
 THINKING_SHARE = 0.65
 ATTEMPTS = (0.62, 0.24, 0.1, 0.04)
 """Shares of episodes with 0, 1, 2 and 3 wrong tries before the right one."""
+REAL_CODE_SHARE = 0.04
 OTHER_SHARES = {"passing": 0.015, "answer": 0.02, "chat": 0.01}
 
 
@@ -266,7 +267,10 @@ def make_episode(seed: int, *, easy: bool = False) -> Episode:
     if draw < OTHER_SHARES["chat"]:
         return _chat(rng)
     thinking = rng.random() < THINKING_SHARE
-    project = generate_from_families(seed, "training", units=1 if easy else None)
+    real = not easy and rng.random() < REAL_CODE_SHARE
+    project = generate_from_families(
+        seed, "training-real-code" if real else "training", units=1 if easy or real else None
+    )  # fmt: skip
     if draw > 1 - OTHER_SHARES["answer"]:
         script = _Script(project, rng, thinking=thinking, task=rng.choice(QUESTIONS))
         _answer(script)
