@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.golden import GOLDEN, Piece, Stream, logits_of, open_backend, reference
 
 from sterna.backends.numpy import NumpyBackend
 from sterna.checkpoint import Checkpoint, SafetensorsFile, TensorView, expected_tensors, write_safetensors
@@ -17,6 +16,7 @@ from sterna.config import preset
 from sterna.errors import CheckpointError
 from sterna.ops import tolerances
 from sterna.ops.bfloat16 import to_bfloat16
+from support.golden import GOLDEN, Piece, Stream, logits_of, open_backend, reference
 
 Tensors = dict[str, TensorView]
 TEXT = "model.language_model."
@@ -159,7 +159,9 @@ def test_groups_are_recorded(tmp_path: Path) -> None:
 
 def test_the_official_manifest() -> None:
     tensors = expected_tensors(preset("qwen3.6-35b-a3b"))
-    groups = {group: [spec.shape for spec in tensors.values() if spec.group == group] for group in ("text", "mtp", "vision")}
+    groups = {
+        group: [spec.shape for spec in tensors.values() if spec.group == group] for group in ("text", "mtp", "vision")
+    }
     assert {group: len(shapes) for group, shapes in groups.items()} == {"text": 693, "mtp": 19, "vision": 333}
     assert sum(map(math.prod, groups["text"])) == 34_660_610_688
 
@@ -189,7 +191,9 @@ DAMAGES: dict[str, tuple[Callable[[Tensors], None], str]] = {
     "a layer too many": (
         replaced("model.language_model.layers.8.input_layernorm.weight", np.zeros(64, np.float32)), "unknown tensor"
     ),
-    "two names for one tensor": (replaced("language_model.lm_head.weight", np.zeros((512, 64), np.float32)), "are both"),
+    "two names for one tensor": (
+        replaced("language_model.lm_head.weight", np.zeros((512, 64), np.float32)), "are both"
+    ),
     "experts in two layouts": (
         replaced(f"{EXPERT}.0.up_proj.weight", np.zeros((32, 64), np.float32)), "in two layouts"
     ),
@@ -232,20 +236,20 @@ def test_a_wrong_expert_is_named(tmp_path: Path, damage: str) -> None:
 def test_an_index_cannot_reach_outside_its_directory(tmp_path: Path, shard: str) -> None:
     weight_map = write_shards(tmp_path, golden())
     write_index(tmp_path, {**weight_map, ROUTER: shard})
-    with pytest.raises(CheckpointError, match="allowed is a .safetensors file beside it"):
+    with pytest.raises(CheckpointError, match=r"allowed is a \.safetensors file beside it"):
         Checkpoint(tmp_path)
 
 
 def test_an_index_that_contradicts_its_shards(tmp_path: Path) -> None:
     weight_map = write_shards(tmp_path, golden())
     write_index(tmp_path, {**weight_map, "ghost": weight_map[ROUTER]})
-    with pytest.raises(CheckpointError, match="puts tensor 'ghost' into .*, it is in no file"):
+    with pytest.raises(CheckpointError, match=r"puts tensor 'ghost' into .*, it is in no file"):
         Checkpoint(tmp_path)
     write_index(tmp_path, {name: shard for name, shard in weight_map.items() if name != ROUTER})
-    with pytest.raises(CheckpointError, match="holds tensor '.*gate.weight', .* puts it into no file"):
+    with pytest.raises(CheckpointError, match=r"holds tensor '.*gate.weight', .* puts it into no file"):
         Checkpoint(tmp_path)
     write_index(tmp_path, {**weight_map, "x": "gone.safetensors"})
-    with pytest.raises(CheckpointError, match="cannot read .*gone.safetensors"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*gone.safetensors"):
         Checkpoint(tmp_path)
     for content in ([], {"a": 1}, None):
         write_index(tmp_path, content)

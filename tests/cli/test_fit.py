@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.golden import GOLDEN
 
 from sterna.cli.main import main
+from support.golden import GOLDEN
 
 
 def fit(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
@@ -33,7 +33,10 @@ def test_a_plan_fits_exactly_as_long_as_its_bytes_do(capsys: pytest.CaptureFixtu
 
 
 def test_without_the_head_the_plan_is_smaller(capsys: pytest.CaptureFixture[str]) -> None:
-    with_head, without = fit(capsys, "--context", "1")["plans"][0], fit(capsys, "--context", "1", "--no-mtp")["plans"][0]
+    with_head, without = (
+        fit(capsys, "--context", "1")["plans"][0],
+        fit(capsys, "--context", "1", "--no-mtp")["plans"][0],
+    )
     assert with_head["bytes"]["weights"] - without["bytes"]["weights"] == 2 * 844_640_768
     assert with_head["bytes"]["kv"] - without["bytes"]["kv"] == 2_048
 

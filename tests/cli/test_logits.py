@@ -8,20 +8,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.golden import BACKENDS, GOLDEN, reference
 
 from sterna.cli.main import main
 from sterna.ops import tolerances
+from support.golden import BACKENDS, GOLDEN, reference
 
 
 @pytest.mark.parametrize("chunks", [None, "70,37", "150"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_golden_logits(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str, chunks: str | None
-) -> None:
+def test_golden_logits(tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str, chunks: str | None) -> None:
     ids, out = tmp_path / "ids.json", tmp_path / "logits"
     ids.write_text(json.dumps(reference()["ids"][0].tolist()))
-    args = ["logits", "--model", str(GOLDEN), "--token-ids", str(ids), "--backend", backend, "--out", str(out), "--json"]
+    args = [
+        "logits",
+        "--model",
+        str(GOLDEN),
+        "--token-ids",
+        str(ids),
+        "--backend",
+        backend,
+        "--out",
+        str(out),
+        "--json",
+    ]
     assert main(args + (["--chunks", chunks] if chunks else [])) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["shape"] == [150, 512]

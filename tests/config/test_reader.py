@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.golden import GOLDEN
 
 from sterna.config import RopeParameters, parse_model_config, preset, read_model_config
 from sterna.errors import ConfigError
+from support.golden import GOLDEN
 
-OFFICIAL = json.loads(
-    (Path(__file__).parents[2] / "src/sterna/data/presets/qwen3.6-35b-a3b/config.json").read_text()
-)
+OFFICIAL = json.loads((Path(__file__).parents[2] / "src/sterna/data/presets/qwen3.6-35b-a3b/config.json").read_text())
 YARN = {
     "mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "yarn", "rope_theta": 10000000,
     "partial_rotary_factor": 0.25, "factor": 4.0, "original_max_position_embeddings": 262144,
@@ -49,7 +47,7 @@ def test_the_golden_configuration_as_transformers_saves_it() -> None:
 
 
 def test_an_unknown_preset_is_named() -> None:
-    with pytest.raises(ConfigError, match="no preset 'gpt-2', allowed is qwen3.6-35b-a3b"):
+    with pytest.raises(ConfigError, match=r"no preset 'gpt-2', allowed is qwen3.6-35b-a3b"):
         preset("gpt-2")
 
 

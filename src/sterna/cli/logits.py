@@ -30,9 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "float32 [T, V]. The text may be cut into chunks, which continue from the cache.",
     )
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="checkpoint directory")
-    parser.add_argument(
-        "--token-ids", type=Path, required=True, metavar="FILE.json", help="a JSON list of token ids"
-    )
+    parser.add_argument("--token-ids", type=Path, required=True, metavar="FILE.json", help="a JSON list of token ids")
     parser.add_argument("--backend", choices=BACKENDS, default="numpy", help="what computes (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npy", help="where to write the logits")
     parser.add_argument(
@@ -75,7 +73,9 @@ def read_token_ids(path: Path, vocab_size: int) -> list[int]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read {path} as JSON ({error})", hint="give a file that holds a list like [1, 2, 3]") from error
+        raise UsageError(
+            f"cannot read {path} as JSON ({error})", hint="give a file that holds a list like [1, 2, 3]"
+        ) from error
     if not isinstance(values, list) or not values:
         raise UsageError(f"{path} holds no list of token ids", hint="give a file that holds a list like [1, 2, 3]")
     for position, value in enumerate(values):
