@@ -138,7 +138,7 @@ class OpSet(Protocol):
 
     # storage ---------------------------------------------------------------------------------------------------------
     def allocate_state(self, num_slots: int, config: TextConfig) -> Any:
-        """Zeroed state of one DeltaNet layer for ``num_slots`` slots: recurrent [HV, V, K], convolution [C, kernel - 1]."""
+        """Zeroed state of one layer for ``num_slots`` slots: recurrent [HV, V, K], convolution [C, kernel - 1]."""
 
     def allocate_kv(self, num_blocks: int, block_size: int, config: TextConfig) -> Any:
         """KV cache of one attention layer: keys and values [num_blocks, block_size, Hkv, head_dim]."""

@@ -1,4 +1,4 @@
-"""Rotary position embedding: partial, half-split pairs, three interleaved axes, optionally YaRN (spec §3.2, §4.4, §5)."""
+"""Rotary position embedding: partial, half-split, three interleaved axes, optionally YaRN (spec §3.2, §4.4, §5)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def attention_factor(rope: RopeParameters) -> float:
 
 
 def frequency_axes(mrope_section: tuple[int, int, int]) -> npt.NDArray[np.int32]:
-    """int32 [rotary_dim / 2]: position axis (0 temporal, 1 height, 2 width) of each frequency, interleaved T H W T H W …"""
+    """int32 [rotary_dim / 2]: position axis (0 temporal, 1 height, 2 width) of each frequency: T H W T H W …"""
     axes = np.zeros(sum(mrope_section), np.int32)
     for axis in (1, 2):
         axes[axis : 3 * mrope_section[axis] : 3] = axis
