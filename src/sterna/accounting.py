@@ -1,4 +1,4 @@
-"""Exact arithmetic from a configuration: parameters, bytes, KV cache and state (spec §8). Nothing is loaded or measured."""
+"""Exact arithmetic from a configuration: parameters, bytes, KV cache and state (spec §8); nothing is loaded."""
 
 from __future__ import annotations
 

@@ -191,7 +191,9 @@ DAMAGES: dict[str, tuple[Callable[[Tensors], None], str]] = {
     "a layer too many": (
         replaced("model.language_model.layers.8.input_layernorm.weight", np.zeros(64, np.float32)), "unknown tensor"
     ),
-    "two names for one tensor": (replaced("language_model.lm_head.weight", np.zeros((512, 64), np.float32)), "are both"),
+    "two names for one tensor": (
+        replaced("language_model.lm_head.weight", np.zeros((512, 64), np.float32)), "are both"
+    ),
     "experts in two layouts": (
         replaced(f"{EXPERT}.0.up_proj.weight", np.zeros((32, 64), np.float32)), "in two layouts"
     ),
@@ -234,20 +236,20 @@ def test_a_wrong_expert_is_named(tmp_path: Path, damage: str) -> None:
 def test_an_index_cannot_reach_outside_its_directory(tmp_path: Path, shard: str) -> None:
     weight_map = write_shards(tmp_path, golden())
     write_index(tmp_path, {**weight_map, ROUTER: shard})
-    with pytest.raises(CheckpointError, match="allowed is a .safetensors file beside it"):
+    with pytest.raises(CheckpointError, match=r"allowed is a \.safetensors file beside it"):
         Checkpoint(tmp_path)
 
 
 def test_an_index_that_contradicts_its_shards(tmp_path: Path) -> None:
     weight_map = write_shards(tmp_path, golden())
     write_index(tmp_path, {**weight_map, "ghost": weight_map[ROUTER]})
-    with pytest.raises(CheckpointError, match="puts tensor 'ghost' into .*, it is in no file"):
+    with pytest.raises(CheckpointError, match=r"puts tensor 'ghost' into .*, it is in no file"):
         Checkpoint(tmp_path)
     write_index(tmp_path, {name: shard for name, shard in weight_map.items() if name != ROUTER})
-    with pytest.raises(CheckpointError, match="holds tensor '.*gate.weight', .* puts it into no file"):
+    with pytest.raises(CheckpointError, match=r"holds tensor '.*gate.weight', .* puts it into no file"):
         Checkpoint(tmp_path)
     write_index(tmp_path, {**weight_map, "x": "gone.safetensors"})
-    with pytest.raises(CheckpointError, match="cannot read .*gone.safetensors"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*gone.safetensors"):
         Checkpoint(tmp_path)
     for content in ([], {"a": 1}, None):
         write_index(tmp_path, content)

@@ -1,4 +1,4 @@
-"""The reader trusts nothing: damaged and hostile files raise `CheckpointError` and nothing else, within the file's size."""
+"""The reader trusts nothing: hostile files raise `CheckpointError` and nothing else, within the file's size."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_any_content_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    # A fixed allowance for the parser and the message, and a factor for the header as objects: no lying size is allocated.
+    # An allowance for the parser and the message, and a factor for the header as objects: no lying size is allocated.
     assert peak < 200_000 + 100 * len(content)
 
 

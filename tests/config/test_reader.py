@@ -47,7 +47,7 @@ def test_the_golden_configuration_as_transformers_saves_it() -> None:
 
 
 def test_an_unknown_preset_is_named() -> None:
-    with pytest.raises(ConfigError, match="no preset 'gpt-2', allowed is qwen3.6-35b-a3b"):
+    with pytest.raises(ConfigError, match=r"no preset 'gpt-2', allowed is qwen3.6-35b-a3b"):
         preset("gpt-2")
 
 

@@ -79,7 +79,7 @@ class Stream:
 
 @dataclass
 class Piece:
-    """Tokens to compute next for one stream; ``features`` are (rows of the piece, values); ``snapshots`` (row, slot)."""
+    """Tokens to compute next for one stream; ``features``: (rows of the piece, values); ``snapshots``: (row, slot)."""
 
     stream: Stream
     token_ids: Any

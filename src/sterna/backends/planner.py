@@ -25,8 +25,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Slots, and blocks for ``max_num_seqs`` sequences of ``max_model_len`` tokens or fewer where memory is short.
 
-    A ``max_model_len`` beyond the model's own is cut to it. When it is given, at least one sequence of that length must fit;
-    raises `OutOfMemoryError` otherwise.
+    A ``max_model_len`` beyond the model's own is cut to it. When it is given, at least one sequence of that length
+    must fit; raises `OutOfMemoryError` otherwise.
     """
     _check(engine)
     snapshots = min(MAX_SNAPSHOT_SLOTS, SNAPSHOT_BYTES // max(state_bytes_per_slot, 1))
@@ -48,7 +48,8 @@ def plan_memory(
         if needed > limit:
             fitting = room // kv_bytes_per_block * engine.block_size
             raise OutOfMemoryError(
-                f"this needs {needed / GIB:.2f} GiB ({fixed / GIB:.2f} GiB without KV cache), allowed are {limit / GIB:.2f} GiB",
+                f"this needs {needed / GIB:.2f} GiB ({fixed / GIB:.2f} GiB without KV cache), "
+                f"allowed are {limit / GIB:.2f} GiB",
                 hint=f"a context of {fitting:,} tokens would fit"
                 if fitting
                 else "use fewer state slots or a smaller format",

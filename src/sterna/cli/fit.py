@@ -31,8 +31,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "fit",
         help="what fits on this machine",
-        description="Count parameters and bytes of a model, and say which precision, context and number of sessions fit "
-        "into memory. Nothing is downloaded or loaded.",
+        description="Count parameters and bytes of a model, and say which precision, context and number of sessions "
+        "fit into memory. Nothing is downloaded or loaded.",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint directory; only config.json is read")
@@ -112,7 +112,8 @@ def _table(result: dict[str, Any]) -> str:
         f"parameters  {counts['total']:,} in all, {counts['active']:,} active per token",
         f"memory      {memory}",
         "",
-        f"{'weights':>8} {'kv':>5} {'context':>9} {'sessions':>8} {'total GiB':>10}  {'fits':<4} {'longest context':>15}",
+        f"{'weights':>8} {'kv':>5} {'context':>9} {'sessions':>8} {'total GiB':>10}  "
+        f"{'fits':<4} {'longest context':>15}",
     ]
     for each in result["plans"]:
         fits = {None: "?", True: "yes", False: "no"}[each["fits"]]
