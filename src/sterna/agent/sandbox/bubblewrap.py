@@ -52,7 +52,8 @@ class Bubblewrap:
         variables = [part for name, value in environment.items() for part in ("--setenv", name, value)]
         argv = [
             self._bwrap, *_ISOLATION, *_system(self._private), *_devices(limits), *_temporary(scratch, limits),
-            *_visible(workspace), *_without_sockets(workspace), *variables, "--remount-ro", "/", "--chdir", str(workspace), "--", *inner,
+            *_visible(workspace), *_without_sockets(workspace), *variables, "--remount-ro", "/",
+            "--chdir", str(workspace), "--", *inner,
         ]  # fmt: skip
         return Launch(argv=argv, env={}, cwd="/")
 
