@@ -29,7 +29,6 @@ SETTING_HELP = {
     "mtp_weight": "weight of the multi-token-prediction loss",
     "mtp_every": "train the multi-token-prediction head on every so many steps",
     "threads": "CPU threads",
-    "compile": "fuse element-wise parts with torch.compile; needs a C++ compiler, takes minutes at the start",
     "checkpoint_every_s": "seconds between checkpoints",
     "evaluate_every_s": "seconds between held-out evaluations",
     "evaluate_episodes": "held-out episodes per evaluation",
@@ -56,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the last line of standard output is the result as JSON")
     for name, help_text in SETTING_HELP.items():
         flag = "--" + name.replace("_", "-").removesuffix("-s")
-        if name == "compile":
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, dest=name, default=None, help=help_text)
-        elif name == "optimizer":
+        if name == "optimizer":
             parser.add_argument(flag, choices=["muon", "adamw"], dest=name, default=None, help=help_text)
         else:
             integer = name in INTEGERS

@@ -20,7 +20,6 @@ import torch
 from sterna.errors import CheckpointError
 from sterna.train.model import TrainingModel, initialise
 from sterna.train.optimizer import Optimizer
-from sterna.train.pointwise import Pointwise
 from sterna.train.schedule import Schedule
 from sterna.train.shape import ModelShape
 from sterna.train.shards import MicroBatch, ShardStream
@@ -54,7 +53,6 @@ class TrainSettings:
     mtp_weight: float = 0.3
     mtp_every: int = 4
     threads: int = 2
-    compile: bool = False
     checkpoint_every_s: float = 180.0
     evaluate_every_s: float = 900.0
     evaluate_episodes: int = 64
@@ -75,7 +73,8 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, mmap_threshold, arenas = -1, -3, -8
+    mallopt(arenas, 1)
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, (1 << 31) - 1)
 
@@ -95,13 +94,16 @@ class Trainer:
     def __post_init__(self) -> None:
         settings = self.settings
         keep_freed_memory()
+        # Parallel work is done by whole threads (see workers.py); operators inside them stay on one core.
+        torch.set_num_threads(1)
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
-        ops = Pointwise.compiled() if settings.compile else Pointwise()
-        self.model = TrainingModel(self.shape, ops=ops)
+        self.model = TrainingModel(self.shape)
         initialise(self.model, seed=settings.seed)
-        self.workers = Workers(self.model, threads=settings.threads, ops=ops)
-        self.optimizer = Optimizer(self.model, muon=settings.optimizer == "muon", weight_decay=settings.weight_decay)
+        self.workers = Workers(self.model, threads=settings.threads)
+        self.optimizer = Optimizer(
+            self.model, pool=self.workers.pool, muon=settings.optimizer == "muon", weight_decay=settings.weight_decay
+        )
         self.schedule = Schedule(
             peak=settings.learning_rate,
             warmup_steps=settings.warmup_steps,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sterna.train import pointwise
 from sterna.train.delta_rule import chunk_gated_delta_rule
 from sterna.train.experts import balance_loss, combine, dispatch, grouped_linear, plan_routing
-from sterna.train.pointwise import Pointwise
 from sterna.train.shape import ModelShape
 
 
@@ -29,9 +29,9 @@ class Weight(nn.Module):
 class GatedDeltaNet(nn.Module):
     """The linear-attention mixer."""
 
-    def __init__(self, shape: ModelShape, ops: Pointwise) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.shape, self.ops = shape, ops
+        self.shape = shape
         heads, hidden = shape.linear_num_value_heads, shape.hidden_size
         keys = shape.linear_num_key_heads * shape.linear_key_head_dim
         values = heads * shape.linear_value_head_dim
@@ -50,21 +50,21 @@ class GatedDeltaNet(nn.Module):
         shape = self.shape
         projections = (self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a)
         qkv, z, b, a = F.linear(u, torch.cat([p.weight for p in projections])).split(self.split, dim=-1)
-        q, k, v, g, beta = self.ops.delta_inputs(
+        q, k, v, g, beta = pointwise.delta_inputs(
             qkv, b, a, self.conv1d.weight, self.A_log, self.dt_bias,
             shape.linear_num_key_heads, shape.linear_key_head_dim,
         )  # fmt: skip
         out = chunk_gated_delta_rule(q=q, k=k, v=v, g=g, beta=beta)
-        out = self.ops.gated_norm(out, z.unflatten(-1, out.shape[2:]), self.norm.weight)
+        out = pointwise.gated_norm(out, z.unflatten(-1, out.shape[2:]), self.norm.weight)
         return F.linear(out.flatten(-2), self.out_proj.weight)
 
 
 class GatedAttention(nn.Module):
     """Causal softmax attention with an element-wise output gate."""
 
-    def __init__(self, shape: ModelShape, ops: Pointwise) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.shape, self.ops = shape, ops
+        self.shape = shape
         queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
         self.split = (2 * queries, keys, keys)
         self.q_proj = Weight(2 * queries, shape.hidden_size)
@@ -75,7 +75,6 @@ class GatedAttention(nn.Module):
         self.k_norm = Weight(shape.head_dim)
 
     def forward(self, u: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        width = self.shape.head_dim
         stacked = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
         query_gate, key, value = (
             x.unflatten(-1, (heads, -1))
@@ -85,11 +84,12 @@ class GatedAttention(nn.Module):
                 strict=True,
             )
         )
-        query, key = self.ops.attention_inputs(query_gate, key, self.q_norm.weight, self.k_norm.weight, cos, sin)
+        query, gate = query_gate.chunk(2, dim=-1)
+        query, key = pointwise.attention_inputs(query, key, self.q_norm.weight, self.k_norm.weight, cos, sin)
         out = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True, enable_gqa=True
         )
-        out = self.ops.gate_attention(out.transpose(1, 2), query_gate[..., width:])
+        out = pointwise.gate_attention(out.transpose(1, 2), gate)
         return F.linear(out.flatten(-2), self.o_proj.weight)
 
 
@@ -117,9 +117,9 @@ class SharedExpert(nn.Module):
 class SparseMoe(nn.Module):
     """Router, routed experts and the gated shared expert."""
 
-    def __init__(self, shape: ModelShape, ops: Pointwise) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.shape, self.ops = shape, ops
+        self.shape = shape
         self.gate = Weight(shape.num_experts, shape.hidden_size)
         self.experts = Experts(shape)
         self.shared_expert = SharedExpert(shape)
@@ -139,9 +139,9 @@ class SparseMoe(nn.Module):
         scale = (top / top.sum(-1, keepdim=True)).flatten().index_select(0, routing.rows)
         inner = grouped_linear(dispatch(flat, routing), self.experts.gate_up_proj, routing.counts)
         # The router weight is applied before the linear down projection, where rows are narrower.
-        inner = self.ops.scaled_swiglu(inner, scale.unsqueeze(-1))
+        inner = pointwise.scaled_swiglu(inner, scale.unsqueeze(-1))
         routed = combine(grouped_linear(inner, self.experts.down_proj, routing.counts), routing)
-        common = self.ops.scaled_swiglu(gate_up, torch.sigmoid(shared_gate))
+        common = pointwise.scaled_swiglu(gate_up, torch.sigmoid(shared_gate))
         out = torch.addmm(routed, common, shared.down_proj.weight.mT)
         return out.view_as(u), balance_loss(probabilities, chosen, valid)
 
@@ -149,15 +149,14 @@ class SparseMoe(nn.Module):
 class DecoderLayer(nn.Module):
     """One layer; the residual additions are left to the caller, which fuses them with the next norm."""
 
-    def __init__(self, shape: ModelShape, ops: Pointwise, layer_type: str) -> None:
+    def __init__(self, shape: ModelShape, layer_type: str) -> None:
         super().__init__()
-        self.ops = ops
         if layer_type == "linear_attention":
-            self.linear_attn = GatedDeltaNet(shape, ops)
+            self.linear_attn = GatedDeltaNet(shape)
         else:
-            self.self_attn = GatedAttention(shape, ops)
+            self.self_attn = GatedAttention(shape)
         self.is_linear = layer_type == "linear_attention"
-        self.mlp = SparseMoe(shape, ops)
+        self.mlp = SparseMoe(shape)
         self.input_layernorm = Weight(shape.hidden_size)
         self.post_attention_layernorm = Weight(shape.hidden_size)
 
@@ -166,7 +165,7 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``x`` residual stream, ``u`` its input norm -> residual stream, MoE branch not yet added, balance loss."""
         branch = self.linear_attn(u) if self.is_linear else self.self_attn(u, cos, sin)
-        x, u = self.ops.add_rms_norm(x, branch, self.post_attention_layernorm.weight)
+        x, u = pointwise.add_rms_norm(x, branch, self.post_attention_layernorm.weight)
         branch, balance = self.mlp(u, valid)
         return x, branch, balance
 
@@ -174,22 +173,21 @@ class DecoderLayer(nn.Module):
 class LanguageModel(nn.Module):
     """Embedding, layers and final norm."""
 
-    def __init__(self, shape: ModelShape, ops: Pointwise) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.ops = ops
         self.embed_tokens = Weight(shape.vocab_size, shape.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(shape, ops, kind) for kind in shape.layer_types)
+        self.layers = nn.ModuleList(DecoderLayer(shape, kind) for kind in shape.layer_types)
         self.norm = Weight(shape.hidden_size)
 
     def forward(self, token_ids: Tensor, *, cos: Tensor, sin: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """``token_ids [B, T]`` -> hidden states after the final norm ``[B, T, D]``, mean balance loss of the layers."""
         x = F.embedding(token_ids, self.embed_tokens.weight)
         next_norms = [layer.input_layernorm.weight for layer in self.layers][1:] + [self.norm.weight]
-        u = self.ops.rms_norm(x, self.layers[0].input_layernorm.weight)
+        u = pointwise.rms_norm(x, self.layers[0].input_layernorm.weight)
         balances = []
         for layer, next_norm in zip(self.layers, next_norms, strict=True):
             x, branch, balance = layer(x, u, cos=cos, sin=sin, valid=valid)
-            x, u = self.ops.add_rms_norm(x, branch, next_norm)
+            x, u = pointwise.add_rms_norm(x, branch, next_norm)
             balances.append(balance)
         return u, torch.stack(balances).mean()
 
@@ -197,19 +195,18 @@ class LanguageModel(nn.Module):
 class Trunk(nn.Module):
     """Only there for the ``model.language_model.`` prefix of the official names."""
 
-    def __init__(self, shape: ModelShape, ops: Pointwise) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.language_model = LanguageModel(shape, ops)
+        self.language_model = LanguageModel(shape)
 
 
 class MultiTokenPredictor(nn.Module):
     """The MTP head: slot j joins the hidden state of token j with the embedding of token j + 1 and predicts token j + 2."""
 
-    def __init__(self, shape: ModelShape, ops: Pointwise) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.ops = ops
         self.fc = Weight(shape.hidden_size, 2 * shape.hidden_size)
-        self.layers = nn.ModuleList([DecoderLayer(shape, ops, "full_attention")])
+        self.layers = nn.ModuleList([DecoderLayer(shape, "full_attention")])
         self.norm = Weight(shape.hidden_size)
         self.pre_fc_norm_embedding = Weight(shape.hidden_size)
         self.pre_fc_norm_hidden = Weight(shape.hidden_size)
@@ -218,25 +215,24 @@ class MultiTokenPredictor(nn.Module):
         self, hidden: Tensor, next_embedding: Tensor, *, cos: Tensor, sin: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``hidden``, ``next_embedding [B, T, D]`` -> state for the trunk's head ``[B, T, D]``, balance loss."""
-        embedded = self.ops.rms_norm(next_embedding, self.pre_fc_norm_embedding.weight)
-        hidden = self.ops.rms_norm(hidden, self.pre_fc_norm_hidden.weight)
+        embedded = pointwise.rms_norm(next_embedding, self.pre_fc_norm_embedding.weight)
+        hidden = pointwise.rms_norm(hidden, self.pre_fc_norm_hidden.weight)
         x = F.linear(torch.cat((embedded, hidden), dim=-1), self.fc.weight)
         layer = self.layers[0]
-        u = self.ops.rms_norm(x, layer.input_layernorm.weight)
+        u = pointwise.rms_norm(x, layer.input_layernorm.weight)
         x, branch, balance = layer(x, u, cos=cos, sin=sin, valid=valid)
-        return self.ops.add_rms_norm(x, branch, self.norm.weight)[1], balance
+        return pointwise.add_rms_norm(x, branch, self.norm.weight)[1], balance
 
 
 class TrainingModel(nn.Module):
     """Trunk, head and MTP head; parameter names are the official tensor names."""
 
-    def __init__(self, shape: ModelShape, *, ops: Pointwise | None = None) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        ops = ops or Pointwise()
         self.shape = shape
-        self.model = Trunk(shape, ops)
+        self.model = Trunk(shape)
         self.lm_head = Weight(shape.vocab_size, shape.hidden_size)
-        self.mtp = MultiTokenPredictor(shape, ops)
+        self.mtp = MultiTokenPredictor(shape)
 
     def rotary(self, length: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[T, 1, rotary / 2]``; on text all three axes of mRoPE have the same position."""

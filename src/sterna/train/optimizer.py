@@ -6,12 +6,14 @@ small side is at most `BLOCK`, so that the iteration is one batched product over
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 BLOCK = 128
+PIECE = 32
 # Quintic coefficients that drive singular values quickly into a band around 1 (Jordan et al., 2024, "Muon").
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -28,6 +30,11 @@ def orthogonalise(blocks: Tensor) -> Tensor:
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x
+
+
+def orthogonalise_parallel(blocks: Tensor, pool: Executor) -> Tensor:
+    """`orthogonalise`, in pieces that a thread each of ``pool`` computes; the result does not depend on their number."""
+    return torch.cat(list(pool.map(orthogonalise, blocks.split(PIECE))))
 
 
 def is_hidden_matrix(name: str, tensor: Tensor) -> bool:
@@ -66,7 +73,7 @@ class _MuonGroup:
             for shape, members in self.by_shape.items()
         }
 
-    def step(self, *, lr: float, momentum: float, weight_decay: float) -> None:
+    def step(self, pool: Executor, *, lr: float, momentum: float, weight_decay: float) -> None:
         for shape, members in self.by_shape.items():
             gradients = [p.grad for p in members if p.grad is not None]
             if not gradients:
@@ -74,7 +81,7 @@ class _MuonGroup:
             gradient = torch.cat([to_blocks(g) for g in gradients])
             buffer = self.momentum[shape]
             buffer.lerp_(gradient, 1 - momentum)
-            update = orthogonalise(gradient.lerp_(buffer, momentum))
+            update = orthogonalise_parallel(gradient.lerp_(buffer, momentum), pool)
             update *= -lr * UPDATE_RMS * max(shape) ** 0.5
             sizes = [p.numel() // (shape[0] * shape[1]) for p in members]
             for parameter, part in zip(members, update.split(sizes), strict=True):
@@ -85,12 +92,12 @@ class Optimizer:
     """One step for every parameter that has a gradient; the others (the MTP head, on most steps) stay untouched."""
 
     def __init__(
-        self, model: nn.Module, *, muon: bool = True, momentum: float = 0.95, weight_decay: float = 0.05
+        self, model: nn.Module, *, pool: Executor, muon: bool = True, momentum: float = 0.95, weight_decay: float = 0.05
     ) -> None:
         named = sorted(model.named_parameters())
         matrices = [(n, p) for n, p in named if muon and is_hidden_matrix(n, p)]
         taken = {id(p) for _, p in matrices}
-        self.momentum, self.weight_decay = momentum, weight_decay
+        self.pool, self.momentum, self.weight_decay = pool, momentum, weight_decay
         self.groups = {
             prefix: _MuonGroup([p for n, p in matrices if n.startswith("mtp.") == (prefix == "mtp")])
             for prefix in ("trunk", "mtp")
@@ -106,7 +113,7 @@ class Optimizer:
     def step(self, *, lr: float) -> None:
         """Apply the gradients with learning rate ``lr`` and drop them."""
         for group in self.groups.values():
-            group.step(lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
+            group.step(self.pool, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
         for options in self.adamw.param_groups:
             options["lr"] = lr
         self.adamw.step()

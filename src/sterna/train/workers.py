@@ -15,7 +15,6 @@ from torch import nn
 
 from sterna.train.model import TrainingModel
 from sterna.train.objective import objective, total_weight
-from sterna.train.pointwise import Pointwise
 from sterna.train.shards import SPOKEN_WEIGHT, MicroBatch
 
 
@@ -60,12 +59,12 @@ def assign(sizes: list[int], *, workers: int) -> list[list[int]]:
 class Workers:
     """Replicas of a model that share its parameters' memory but have gradients of their own."""
 
-    def __init__(self, model: TrainingModel, *, threads: int, ops: Pointwise) -> None:
+    def __init__(self, model: TrainingModel, *, threads: int) -> None:
         self.threads = threads
         self.replicas = [model]
         for _ in range(threads - 1):
             with torch.device("meta"):
-                replica = TrainingModel(model.shape, ops=ops)
+                replica = TrainingModel(model.shape)
             _share_parameters(replica, model)
             self.replicas.append(replica)
         self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -89,7 +88,6 @@ class Workers:
         sums = StepSums()
         for future in futures:
             sums.add(future.result())
-        torch.set_num_threads(self.threads)
         self._reduce()
         return sums
 
