@@ -13,8 +13,8 @@ from support.scripted_llm import ScriptedLLM
 from support.scripted_model import call, turn
 
 FIX = call(
-    "str_replace_editor", command="str_replace", path="readings.py",
-    old_str="sum(values) // len(values)", new_str="sum(values) / len(values)",
+    "str_replace_editor", command="str_replace", path="stats.py",
+    old_str="value < best", new_str="value > best",
 )  # fmt: skip
 
 
@@ -100,19 +100,19 @@ def test_chat_keeps_the_history(scripted, monkeypatch, capsys):
 
 
 def test_demo_passes_when_the_bug_is_fixed(scripted, capsys):
-    scripted(turn(call("bash", command="cat readings.py")), turn(FIX), turn(call("submit")))
+    scripted(turn(call("bash", command="cat stats.py")), turn(FIX), turn(call("submit")))
     assert cli.main(["demo", "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out.splitlines()[-1])
     assert result["passed"] is True
-    assert "+    return sum(values) / len(values)" in result["diff"]
+    assert "+        if value > best:" in result["diff"]
     assert "AssertionError" in captured.err and "OK" in captured.err
 
 
 def test_demo_is_not_fooled_by_changed_tests(scripted, capsys):
     cheat = call(
         "bash",
-        command="printf 'import unittest\\nclass T(unittest.TestCase):\\n def test(self): pass\\n' > test_readings.py",
+        command="printf 'import unittest\\nclass T(unittest.TestCase):\\n def test(self): pass\\n' > test_stats.py",
     )
     scripted(turn(cheat), turn(call("submit")))
     assert cli.main(["demo", "--json"]) == 1

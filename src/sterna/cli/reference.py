@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
+import os
+from unittest.mock import patch
 
 from sterna.cli.main import build_parser
 
@@ -27,5 +28,6 @@ def reference_page() -> str:
 
 def _section(title: str, parser: argparse.ArgumentParser) -> str:
     # the width of the terminal must not decide what the page looks like
-    parser.formatter_class = partial(parser.formatter_class, width=110)
-    return f"## {title}\n\n```text\n{parser.format_help().rstrip()}\n```\n"
+    with patch.dict(os.environ, COLUMNS="112"):
+        text = parser.format_help()
+    return f"## {title}\n\n```text\n{text.rstrip()}\n```\n"

@@ -290,9 +290,7 @@ def _draw_of(split: str) -> Draw:
 
 
 def generate_from_families(seed: int, split: str, *, units: int | None = None) -> Project:
-    """A project of a generated split (``training``, ``training-real-code``, ``unseen-instances``, ``unseen-families``,
-
-        """
+    """A project of a generated split (``training``, ``training-real-code``, ``unseen-instances``, ``unseen-families``,"""
     rng = Random(f"{split}:{seed}")
     draw = _draw_of(split)
     while True:
