@@ -59,7 +59,7 @@ def export_checkpoint(model: TrainingModel, *, tokenizer_dir: Path, out: Path, m
         if not (tokenizer_dir / name).is_file():
             raise CheckpointError(
                 f"{tokenizer_dir / name} does not exist",
-                hint="write the tokenizer first: `sterna train sternula --steps tokenizer`",
+                hint="write the tokenizer first: `sterna train sternula --steps data`",
             )
     special = special_token_ids(tokenizer_dir / "tokenizer.json")
     tensors = rounded_to_bfloat16(model)
