@@ -13,12 +13,13 @@ from sterna.quant.q4 import Q4, Q4_G64
 from sterna.quant.q4_0 import Q4_0
 from sterna.quant.q4_k import Q4_K
 from sterna.quant.q5_k import Q5_K
+from sterna.quant.q6 import Q6
 from sterna.quant.q6_k import Q6_K
 from sterna.quant.q8 import Q8
 from sterna.quant.q8_0 import Q8_0
 
 FORMATS: dict[str, Format] = {
-    f.name: f for f in (F32, F16, BF16, Q8, Q4, Q4_G64, Q4_0, Q8_0, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS, MXFP4)
+    f.name: f for f in (F32, F16, BF16, Q8, Q6, Q4, Q4_G64, Q4_0, Q8_0, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS, MXFP4)
 }
 """Every format of one self-contained byte string, by name."""
 

@@ -7,8 +7,11 @@ One tile, all parts contiguous and in this order:
     scale codes  uint8 [K / G, 16]
     zero codes   uint8 [K / G, 16]            (formats with a zero point only)
     codes        uint8 [K / G, G / 8, 16, 4]  for 4 bits: byte [g, j, r, i] holds row r, column g*G + 4j + i in its low half
-                                              and column g*G + G/2 + 4j + i in its high half
-                 int8  [K / G, G / 4, 16, 4]  for 8 bits: byte [g, j, r, i] holds row r, column g*G + 4j + i
+                                              and column g*G + G/2 + 4j + i in its high half;
+                                              for 6 bits the same with the low 4 bits of each code, and after it
+    high codes   uint8 [K / 32, 2, 16, 4]     bits 2b, 2b + 1 of byte [g, h, r, i] are the high bits of row r, column
+                                              g*32 + 16h + 4b + i
+    codes        int8  [K / G, G / 4, 16, 4]  for 8 bits: byte [g, j, r, i] holds row r, column g*G + 4j + i
 
 A three-dimensional tensor is its matrices one after another. ``scale = row scale * (16 + (c & 15)) * 2^((c >> 4) - 19)``.
 """
@@ -55,6 +58,22 @@ def separate_nibbles(data: Bytes, group: int) -> Bytes:
     return np.stack([packed & 15, packed >> 4], axis=3).reshape(n, TILE_ROWS, -1)
 
 
+def interleave_pairs(codes: Bytes) -> Bytes:
+    """uint8 [n, 16, K] of 2-bit codes to the part of high codes of n tiles, uint8 [n, 4 K]."""
+    n, rows, k = codes.shape
+    parts = codes.reshape(n, rows, k // 32, 2, 4, 4)
+    packed = parts[..., 0, :] | parts[..., 1, :] << 2 | parts[..., 2, :] << 4 | parts[..., 3, :] << 6
+    return np.ascontiguousarray(packed.transpose(0, 2, 3, 1, 4)).reshape(n, -1)
+
+
+def separate_pairs(data: Bytes) -> Bytes:
+    """Inverse of `interleave_pairs`: uint8 [n, 4 K] to [n, 16, K]."""
+    n = data.shape[0]
+    packed = data.reshape(n, -1, 2, TILE_ROWS, 4).transpose(0, 3, 1, 2, 4)
+    parts = packed[..., None, :] >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
+    return np.ascontiguousarray(parts).reshape(n, TILE_ROWS, -1)
+
+
 def interleave_bytes(codes: Bytes, group: int) -> Bytes:
     """8-bit codes [n, 16, K] to the code part of n tiles, [n, 16 K]."""
     n, rows, k = codes.shape
@@ -84,10 +103,10 @@ def split_tile(
     return rows, scales, zeros, data[:, head + 2 * width :]
 
 
-def join_tile(rows: Float32, scales: Bytes, zeros: Bytes | None, codes: Bytes) -> Bytes:
+def join_tile(rows: Float32, scales: Bytes, zeros: Bytes | None, *codes: Bytes) -> Bytes:
     """Inverse of `split_tile`; scales and zeros uint8 [n, 16, K / G] in row order."""
     n = rows.shape[0]
     parts = [np.ascontiguousarray(rows, "<f4").view(np.uint8), scales.transpose(0, 2, 1).reshape(n, -1)]
     if zeros is not None:
         parts.append(zeros.transpose(0, 2, 1).reshape(n, -1))
-    return np.concatenate([*parts, codes.reshape(n, -1)], axis=-1)
+    return np.concatenate([*parts, *(each.reshape(n, -1) for each in codes)], axis=-1)
