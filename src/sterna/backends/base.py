@@ -1,6 +1,7 @@
 """The frozen contract between the engine and whatever computes: host arrays in, opaque logits out.
 
-One `Batch` is any mix of prefill pieces and decode steps of several sequences; the number of tokens is data, there is no phase flag.
+One `Batch` is any mix of prefill pieces and decode steps of several sequences; the number of tokens is data, there is
+no phase flag.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class EmbedRows:
-    """Rows of the batch whose embeddings are given (image features, or overrides in tests): rows int32 [R], values float32 [R, D]."""
+    """Rows whose embeddings are given (image features, or overrides in tests): rows int32 [R], values float32 [R, D]."""
 
     rows: Int32
     values: Float32
@@ -38,10 +39,10 @@ class Batch:
     token_ids       int32 [T]
     positions       int32 [3, T]   temporal, height, width (equal for text), spec §4.4
     cu_seqlens      int32 [B + 1]  rows of sequence b are cu_seqlens[b] … cu_seqlens[b + 1]
-    context_lens    int32 [B]      tokens of the sequence that earlier passes have computed; causality counts tokens, not positions
+    context_lens    int32 [B]      tokens that earlier passes have computed; causality counts tokens, not positions
     block_tables    int32 [B, M]   KV blocks of each sequence in order, padded with -1
     slot_mapping    int32 [T]      block * block_size + offset at which the row's key and value are stored
-    state_slots     int32 [B]      DeltaNet state, read and written in place; a sequence with context 0 starts from zeros
+    state_slots     int32 [B]      DeltaNet state, updated in place; a sequence with context 0 starts from zeros
     logits_indices  int32 [R]      rows whose logits are wanted
     embed_rows      image features in place of embeddings
     snapshot_at     int32 [S, 2]   (row, slot): after that row the state is also stored in that state slot
@@ -105,8 +106,9 @@ class ForwardPass(Protocol):
 class DraftBatch:
     """Input of the MTP head (spec §3.4): slot j pairs ``hidden`` row j with the embedding of the token after it.
 
-    ``batch`` describes the MTP layer's own KV cache in the same terms; its ``token_ids`` are the following tokens and its
-    ``positions`` those of the hidden rows. ``hidden`` is a `Logits.hidden` (trunk or an earlier draft), ``rows`` int32 selects from it.
+    ``batch`` describes the MTP layer's own KV cache in the same terms; its ``token_ids`` are the following tokens and
+    its ``positions`` those of the hidden rows. ``hidden`` is a `Logits.hidden` (of the trunk or of an earlier draft),
+    from which ``rows`` int32 selects.
     """
 
     batch: Batch
@@ -166,10 +168,13 @@ class Backend(Protocol):
         """One pass of the MTP head."""
 
     def commit(self, slot: int, n: int) -> None:
-        """Keep the state after the first n rows of the last verification pass of that slot, drop the rest."""
+        """Keep the state after the first n rows of the last pass of that slot, drop the rest.
+
+        Unless n is all of its rows, that pass must have named row n - 1 of the sequence in ``snapshot_at``.
+        """
 
     def snapshot_state(self, slot: int) -> np.ndarray:
-        """The lossless state of all DeltaNet layers of one slot, as one byte array that only this kernel variant family reads."""
+        """The lossless state of all DeltaNet layers of one slot, as bytes that only this kernel variant reads."""
 
     def restore_state(self, slot: int, snapshot: np.ndarray) -> None:
         """Inverse of `snapshot_state`."""
@@ -187,7 +192,7 @@ class Backend(Protocol):
         """Inverse of `export_blocks`."""
 
     def fingerprint(self) -> str:
-        """Changes whenever stored blocks or snapshots would no longer be valid: weights, formats, kernel variant, layout version."""
+        """Changes whenever stored blocks or snapshots would become invalid: weights, formats, kernel variant, layout."""
 
     def close(self) -> None:
         """Free everything; further calls are errors."""

@@ -104,11 +104,15 @@ class ToolCallEnd:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallError:
-    """A malformed call: ``raw`` as generated and ``message`` for the model, so that it can repair it."""
+    """A malformed call: ``raw`` as generated and ``message`` for the model, so that it can repair it.
+
+    ``id`` is the id of the ``ToolCallStart`` before it, or a new one where the call never got as far as its name.
+    """
 
     index: int
     raw: str
     message: str
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Model and engine configuration: frozen dataclasses, strict readers, units in names."""
+"""The dataclasses: what a configuration holds once it has been read and checked."""
 
 from __future__ import annotations
 

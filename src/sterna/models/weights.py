@@ -1,0 +1,108 @@
+"""From tensor names to the weight structs of the op set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sterna.checkpoint import Checkpoint
+from sterna.config import TextConfig
+from sterna.ops.base import AttentionWeights, GatedDeltaNetWeights, OpSet, SparseMoeWeights, Tensor, Weight
+
+
+@dataclass(slots=True)
+class DecoderLayer:
+    """One decoder layer; the type of ``mixer`` says which kind it is."""
+
+    input_layernorm: Tensor
+    mixer: GatedDeltaNetWeights | AttentionWeights
+    post_attention_layernorm: Tensor
+    mlp: SparseMoeWeights
+
+
+@dataclass(slots=True)
+class MtpHead:
+    """The multi-token prediction head (spec §3.4)."""
+
+    fc: Weight
+    pre_fc_norm_embedding: Tensor
+    pre_fc_norm_hidden: Tensor
+    layer: DecoderLayer
+    norm: Tensor
+
+
+class WeightLoader:
+    """Reads tensors of one checkpoint by name and hands them to an op set."""
+
+    def __init__(self, ops: OpSet, checkpoint: Checkpoint, config: TextConfig) -> None:
+        self.ops = ops
+        self.checkpoint = checkpoint
+        self.config = config
+
+    def linear(self, name: str) -> Weight:
+        """A matrix in its storage type."""
+        return self.ops.pack_linear(self.checkpoint.array(f"{name}.weight"))
+
+    def vector(self, name: str) -> Tensor:
+        """A small parameter as float32."""
+        return self.ops.tensor(self.checkpoint.tensor(name).to_float32())
+
+    def layer(self, prefix: str, layer_type: str) -> DecoderLayer:
+        """All weights of one decoder layer."""
+        return DecoderLayer(
+            input_layernorm=self.vector(f"{prefix}.input_layernorm.weight"),
+            mixer=self.attention(prefix) if layer_type == "full_attention" else self.delta_net(prefix),
+            post_attention_layernorm=self.vector(f"{prefix}.post_attention_layernorm.weight"),
+            mlp=self.moe(f"{prefix}.mlp"),
+        )
+
+    def delta_net(self, prefix: str) -> GatedDeltaNetWeights:
+        """A Gated DeltaNet mixer."""
+        prefix = f"{prefix}.linear_attn"
+        conv1d = self.checkpoint.tensor(f"{prefix}.conv1d.weight").to_float32()
+        return GatedDeltaNetWeights(
+            in_proj_qkv=self.linear(f"{prefix}.in_proj_qkv"),
+            in_proj_z=self.linear(f"{prefix}.in_proj_z"),
+            in_proj_b=self.linear(f"{prefix}.in_proj_b"),
+            in_proj_a=self.linear(f"{prefix}.in_proj_a"),
+            conv1d=self.ops.tensor(conv1d.reshape(conv1d.shape[0], conv1d.shape[2])),
+            A_log=self.vector(f"{prefix}.A_log"),
+            dt_bias=self.vector(f"{prefix}.dt_bias"),
+            norm=self.vector(f"{prefix}.norm.weight"),
+            out_proj=self.linear(f"{prefix}.out_proj"),
+        )
+
+    def attention(self, prefix: str) -> AttentionWeights:
+        """A gated attention mixer."""
+        prefix = f"{prefix}.self_attn"
+        return AttentionWeights(
+            q_proj=self.linear(f"{prefix}.q_proj"),
+            k_proj=self.linear(f"{prefix}.k_proj"),
+            v_proj=self.linear(f"{prefix}.v_proj"),
+            o_proj=self.linear(f"{prefix}.o_proj"),
+            q_norm=self.vector(f"{prefix}.q_norm.weight"),
+            k_norm=self.vector(f"{prefix}.k_norm.weight"),
+        )
+
+    def moe(self, prefix: str) -> SparseMoeWeights:
+        """A mixture of experts."""
+        array = self.checkpoint.array
+        return SparseMoeWeights(
+            gate=self.linear(f"{prefix}.gate"),
+            experts=self.ops.pack_experts(
+                array(f"{prefix}.experts.gate_up_proj"), array(f"{prefix}.experts.down_proj")
+            ),
+            shared_gate_proj=self.linear(f"{prefix}.shared_expert.gate_proj"),
+            shared_up_proj=self.linear(f"{prefix}.shared_expert.up_proj"),
+            shared_down_proj=self.linear(f"{prefix}.shared_expert.down_proj"),
+            shared_expert_gate=self.linear(f"{prefix}.shared_expert_gate"),
+        )
+
+    def mtp(self) -> MtpHead:
+        """The multi-token prediction head."""
+        return MtpHead(
+            fc=self.linear("mtp.fc"),
+            pre_fc_norm_embedding=self.vector("mtp.pre_fc_norm_embedding.weight"),
+            pre_fc_norm_hidden=self.vector("mtp.pre_fc_norm_hidden.weight"),
+            layer=self.layer("mtp.layers.0", "full_attention"),
+            norm=self.vector("mtp.norm.weight"),
+        )
