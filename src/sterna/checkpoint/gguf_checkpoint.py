@@ -48,13 +48,16 @@ class GgufCheckpoint:
     head j uses key head ``j // r``), "tiled" as stored (head n uses key head ``n % Hk``). Rows are moved without touching a
     quantised value; the columns of ``out_proj`` too, unless a quantisation block spans two heads: then "grouped" gives its
     exact values as F32. `grouping_is_exact` says beforehand whether that happens.
+
+    With ``dequantize`` every quantised tensor comes as its exact values in F32, for backends without kernels for its format.
     """
 
-    def __init__(self, path: Path | str, *, v_head_order: str = "grouped") -> None:
+    def __init__(self, path: Path | str, *, v_head_order: str = "grouped", dequantize: bool = False) -> None:
         if v_head_order not in V_HEAD_ORDERS:
             raise UsageError(f"v_head_order is {v_head_order!r}, allowed is 'grouped' or 'tiled'")
         self.path = Path(path)
         self.v_head_order = v_head_order
+        self.dequantize = dequantize
         self.files = _open_shards(self.path)
         self.metadata = self.files[0].metadata
         stored = _stored_tensors(self.files)
@@ -85,6 +88,20 @@ class GgufCheckpoint:
         dim = self.config.text.linear_value_head_dim
         columns = [self._parts[name] for name, source in self._sources.items() if source.rule is Rule.V_COLUMNS]
         return all(dim % part.tensor.format.block_size == 0 for parts in columns for part in parts)
+
+    def names(self, *groups: str) -> list[str]:
+        """Official names of the tensors of the given groups that are present, in the order of the forward pass."""
+        return [name for name, spec in self._expected.items() if spec.group in groups]
+
+    def storage(self, name: str) -> tuple[tuple[int, ...], int]:
+        """(official shape, bytes per value) of a tensor that `array` gives, without assembling it."""
+        source, forms = self._sources[name], {part.tensor.format for part in self._parts[name]}
+        if source.rule in (Rule.NORM, Rule.A_LOG) or len(forms) > 1:
+            return self._expected[name].shape, 4
+        form = forms.pop()
+        if form.name not in FLOATS and not self.dequantize:
+            raise CheckpointError(f"tensor {name} is stored as {form.name}, which has no whole bytes per value")
+        return self._expected[name].shape, form.block_bytes if form.name in FLOATS else 4
 
     def tokenizer(self) -> GgufTokenizer | None:
         """The stored tokenizer and chat template, or ``None``."""
@@ -149,8 +166,10 @@ class GgufCheckpoint:
 
     def _finish(self, name: str, form: Format, shape: tuple[int, ...], data: Bytes) -> View:
         rule = self._sources[name].rule
-        if form.name not in FLOATS:
+        if form.name not in FLOATS and not self.dequantize:
             return QuantizedTensor(name, form, shape, data)
+        if form.name not in FLOATS:
+            form, data = F32, _as_float32(form, shape, data)
         if rule in (Rule.CONV, Rule.ROW):
             shape = self._expected[name].shape
         view = TensorView(name, form.name, data.view(DTYPES[form.name]).reshape(shape))
@@ -167,7 +186,9 @@ class GgufCheckpoint:
         used = {part.tensor.name for parts in self._parts.values() for part in parts}
         for name in stored:
             if name.endswith(gguf_names.MTP_OWN_EMBEDDINGS):
-                raise CheckpointError(f"{self.path}: {name!r} gives the MTP head its own matrix, which is not supported")
+                raise CheckpointError(
+                    f"{self.path}: {name!r} gives the MTP head its own matrix, which is not supported"
+                )
             if name not in used:
                 raise CheckpointError(f"{self.path} holds the unknown tensor {name!r}")
         for name, spec in self._expected.items():
@@ -182,7 +203,8 @@ def _open_shards(path: Path) -> list[GgufFile]:
     match = _SHARD.fullmatch(path.name)
     if match is None or not isinstance(count, int) or int(match[3]) != count or int(match[2]) != 1:
         raise CheckpointError(
-            f"{path} is one of {count} shards", hint="give the first shard under its original name, …-00001-of-000NN.gguf"
+            f"{path} is one of {count} shards",
+            hint="give the first shard under its original name, …-00001-of-000NN.gguf",
         )
     rest = [path.with_name(f"{match[1]}-{i:05d}-of-{count:05d}.gguf") for i in range(2, count + 1)]
     return [first, *map(GgufFile, rest)]
@@ -204,7 +226,9 @@ def _config(file: GgufFile, stored: dict[str, tuple[GgufFile, GgufTensor]]) -> M
         raise CheckpointError(f"{file.path} lacks the tensor 'token_embd.weight'")
     embedding = stored["token_embd.weight"][1]
     if len(embedding.shape) != 2:
-        raise CheckpointError(f"tensor 'token_embd.weight' has shape {list(embedding.shape)}, expected are 2 dimensions")
+        raise CheckpointError(
+            f"tensor 'token_embd.weight' has shape {list(embedding.shape)}, expected are 2 dimensions"
+        )
     return read_config(
         file.metadata,
         vocab_size=embedding.shape[0],
@@ -228,7 +252,9 @@ def _locate(
         start, rows = {"q": (0, query), "k": (query, key), "v": (query + key, key)}[official[-len("q_proj.weight")]]
         part = _Part(*fused, start, rows)
         if _whole(*fused).rows != query + 2 * key:
-            raise CheckpointError(f"tensor {fused[1].name!r} has {_whole(*fused).rows} rows, expected {query + 2 * key}")
+            raise CheckpointError(
+                f"tensor {fused[1].name!r} has {_whole(*fused).rows} rows, expected {query + 2 * key}"
+            )
         return [part]
     for name in source.names:
         if name not in stored:
@@ -254,7 +280,9 @@ def _check_shape(official: str, rule: Rule, parts: list[_Part], spec: TensorSpec
             wanted = {spec.shape[1:], spec.shape}
         if found not in wanted:
             expected = " or ".join(str(list(each)) for each in sorted(wanted))
-            raise CheckpointError(f"tensor {tensor.name!r} has shape {list(found)}, expected {expected} for {official!r}")
+            raise CheckpointError(
+                f"tensor {tensor.name!r} has shape {list(found)}, expected {expected} for {official!r}"
+            )
         if tensor.format.name not in FLOATS and (len(spec.shape) == 1 or rule in (Rule.CONV, Rule.ROW)):
             raise CheckpointError(f"tensor {tensor.name!r} is {tensor.format.name}, allowed is {', '.join(FLOATS)}")
 

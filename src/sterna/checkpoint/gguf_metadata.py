@@ -124,7 +124,9 @@ def read_tokenizer(values: Mapping[str, Value], *, where: str) -> GgufTokenizer 
     merges = _strings(meta, "tokenizer.ggml.merges")
     types = values.get("tokenizer.ggml.token_type", [1] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
-        raise CheckpointError(f"{where}: tokenizer.ggml.token_type does not hold one number for each of {len(tokens)} tokens")
+        raise CheckpointError(
+            f"{where}: tokenizer.ggml.token_type does not hold one number for each of {len(tokens)} tokens"
+        )
     if not all(isinstance(each, int) and not isinstance(each, bool) for each in types):
         raise CheckpointError(f"{where}: tokenizer.ggml.token_type holds something else than integers")
     for merge in merges:
@@ -169,7 +171,9 @@ def _rope(meta: Metadata, head_dim: int) -> RopeParameters:
     rotary = meta.integer("rope.dimension_count", maximum=head_dim)
     sections = meta.values.get(f"{ARCHITECTURE}.rope.dimension_sections")
     if not isinstance(sections, list) or len(sections) not in (3, 4):
-        raise CheckpointError(f"{meta.where}: rope.dimension_sections is {str(sections)[:100]}, allowed are 3 or 4 numbers")
+        raise CheckpointError(
+            f"{meta.where}: rope.dimension_sections is {str(sections)[:100]}, allowed are 3 or 4 numbers"
+        )
     numbers = [each for each in sections if isinstance(each, int) and each >= 0]
     if len(numbers) != len(sections) or 2 * sum(numbers[:3]) != rotary or any(numbers[3:]):
         raise CheckpointError(

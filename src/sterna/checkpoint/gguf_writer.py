@@ -59,7 +59,13 @@ def uniform(format_name: str) -> ChooseFormat:
     form = FORMATS.get(format_name)
     if form is None or format_name not in FILE_TYPES:
         raise UsageError(f"cannot write GGUF format {format_name!r}, allowed is {', '.join(FILE_TYPES)}")
-    small = (".mlp.gate.weight", ".in_proj_a.weight", ".in_proj_b.weight", ".conv1d.weight", ".shared_expert_gate.weight")
+    small = (
+        ".mlp.gate.weight",
+        ".in_proj_a.weight",
+        ".in_proj_b.weight",
+        ".conv1d.weight",
+        ".shared_expert_gate.weight",
+    )
 
     def choose(official: str, shape: tuple[int, ...]) -> str:
         if len(shape) == 1 or official.endswith(small):
@@ -127,7 +133,12 @@ def plan(checkpoint: TensorSource, choose: ChooseFormat) -> list[Entry]:
             whole = len(source.names) == 1
             entries.append(
                 Entry(
-                    stored, official, source.rule, form, shape, slice(None) if whole else slice(i * rows, (i + 1) * rows)
+                    stored,
+                    official,
+                    source.rule,
+                    form,
+                    shape,
+                    slice(None) if whole else slice(i * rows, (i + 1) * rows),
                 )
             )
     return entries

@@ -236,9 +236,7 @@ def _nvfp4(
 def _per_channel(name: str, weight: TensorView, scale: TensorView) -> PackedLinear:
     codes = _matrix(name, weight)
     if weight.dtype == "F8_E4M3":
-        return PackedLinear(
-            name, "fp8", codes.shape, lambda: fp8.dequantize_channel(codes, scale.to_float32())
-        )
+        return PackedLinear(name, "fp8", codes.shape, lambda: fp8.dequantize_channel(codes, scale.to_float32()))
     return PackedLinear(name, "int8", codes.shape, lambda: _int8(codes, scale.to_float32()))
 
 

@@ -39,7 +39,7 @@ def encode_affine(
     """
     x = weights.reshape(-1, 8, 32)
     spread = importance.reshape(x.shape) if importance is not None else _default_weights(x)
-    scale, low = affine_search(x, spread, levels=levels, low_above_zero=False)
+    scale, low = affine_search(x, spread, levels=levels, zero="below")
     minimum = np.maximum(-low, 0)
     d, scale_codes = _six_bits(scale)
     dmin, min_codes = _six_bits(minimum)

@@ -1,6 +1,6 @@
 """Our 6-bit format: groups of 32 weights with a scale and a fractional zero point, layout of `tiles`.
 
-    w = row scale * S(scale code) * (4 q - z) / 4        q in 0…63, z in 0…255
+w = row scale * S(scale code) * (4 q - z) / 4        q in 0…63, z in 0…255
 """
 
 from __future__ import annotations

@@ -8,11 +8,13 @@ cache and turned so that the group is the first axis, because numpy sums that ax
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 from sterna.quant.base import Float32
 
+Zero = Literal["below", "inside"]
 Snap = Callable[[Float32, Float32, Float32], tuple[Float32, Float32]]
 
 AFFINE_STARTS = ((0.8, -0.2), (-0.2, 0.8), (0.2, 0.2))
@@ -32,13 +34,14 @@ def affine_search(
     weight: Float32 | None,
     *,
     levels: int,
-    low_above_zero: bool = True,
+    zero: Zero,
     snap: Snap | None = None,
     unit: Float32 | None = None,
 ) -> tuple[Float32, Float32]:
     """(scale, low), float32 [...], of the best ``low + scale * q``, q in 0…levels, for x and weight [..., G].
 
-    ``low_above_zero=False`` keeps low ≤ 0 (a format whose minimum is subtracted). ``snap`` maps a trial (scale, low) and the
+    ``zero`` says what the format can store: "below" keeps low ≤ 0 (a minimum that is subtracted), "inside" keeps 0 between low and
+    the highest code (a zero point among the codes). ``snap`` maps a trial (scale, low) and the
     group's ``unit`` [...] to the nearest (scale, low) that can be stored, so that trials compete by what the file will hold.
     """
     shape = x.shape[:-1]
@@ -52,7 +55,7 @@ def affine_search(
         bound = None
         if snap is not None and units is not None:
             bound = _bind(snap, units[part])
-        scale[part], low[part] = piece.search(low_above_zero=low_above_zero, snap=bound)
+        scale[part], low[part] = piece.search(zero=zero, snap=bound)
     return scale.reshape(shape), low.reshape(shape)
 
 
@@ -117,34 +120,36 @@ class _AffinePiece:
         self.mean_x = self._mean(self.x)
 
     def search(
-        self, *, low_above_zero: bool, snap: Callable[[Float32, Float32], tuple[Float32, Float32]] | None
+        self, *, zero: Zero, snap: Callable[[Float32, Float32], tuple[Float32, Float32]] | None
     ) -> tuple[Float32, Float32]:
-        least = self.x.min(axis=0)
-        if not low_above_zero:
-            least = np.minimum(least, 0)
-        span = np.maximum(self.x.max(axis=0) - least, 0)
-        best = (np.full(span.shape, np.inf, np.float32), np.zeros_like(span), np.zeros_like(span))
+        least = np.minimum(self.x.min(axis=0), 0)
+        most = self.x.max(axis=0)
+        span = (np.maximum(most, 0) if zero == "inside" else most) - least
+        best_error = np.full(span.shape, np.inf, np.float32)
+        best_scale, best_low = np.zeros_like(span), np.zeros_like(span)
 
-        def consider(scale: Float32, low: Float32) -> None:
-            nonlocal best
-            scale, low = self._fit(self._round(scale, low), scale)
-            if not low_above_zero:
-                low = np.minimum(low, 0)
+        def consider(scale: Float32, low: Float32, *, fit: bool = True) -> None:
+            nonlocal best_error, best_scale, best_low
+            if fit:
+                scale, low = self._fit(self._round(scale, low), scale)
+            low = np.minimum(low, 0)
             if snap is not None:
                 scale, low = snap(scale, low)
             error = self._error(self._round(scale, low), scale, low)
-            better = error < best[0]
-            best = tuple(np.where(better, new, old) for new, old in zip((error, scale, low), best, strict=True))
+            better = error < best_error
+            best_error = np.where(better, error, best_error)
+            best_scale, best_low = np.where(better, scale, best_scale), np.where(better, low, best_low)
 
+        # The whole range as it is can always be stored; a fit may leave what the format can hold (groups of one sign).
+        consider(span / self.levels, least, fit=False)
         for below, above in AFFINE_STARTS:
             scale = span / (self.levels + np.float32(below + above))
             consider(scale, least + scale * np.float32(below))
         for factor, shift in AFFINE_MOVES:
-            _, scale, low = best
-            middle = low + scale * (self.levels / 2 + np.float32(shift))
-            scale = scale * np.float32(factor)
+            middle = best_low + best_scale * (self.levels / 2 + np.float32(shift))
+            scale = best_scale * np.float32(factor)
             consider(scale, middle - scale * (self.levels / 2))
-        return best[1], best[2]
+        return best_scale, best_low
 
     def _mean(self, values: Float32) -> Float32:
         weighted = values if self.weight is None else values * self.weight

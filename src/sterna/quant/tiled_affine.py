@@ -31,7 +31,8 @@ def quantize_groups(
     """float32 [n, 16, K] to row scales [n, 16], scale and zero codes [n, 16, K / G], codes uint8 [n, 16, K]."""
     x = weights.reshape(*weights.shape[:2], -1, group)
     spread = None if importance is None else importance.reshape(x.shape)
-    rows = tiles.row_scales((x.max(axis=-1) - x.min(axis=-1)) / np.float32(levels - 2))
+    span = np.maximum(x.max(axis=-1), 0) - np.minimum(x.min(axis=-1), 0)
+    rows = tiles.row_scales(span / np.float32(levels - 2))
     unit = np.broadcast_to(np.where(rows > 0, rows, np.float32(1))[..., None], x.shape[:-1])
     fraction = 256 // (levels + 1)
 
@@ -43,7 +44,7 @@ def quantize_groups(
         zero = np.divide(low * np.float32(-fraction), scale, out=np.zeros_like(scale), where=scale > 0)
         return np.clip(np.rint(zero), 0, 255).astype(np.uint8)
 
-    scale, low = affine_search(x, spread, levels=levels, snap=snap, unit=unit)
+    scale, low = affine_search(x, spread, levels=levels, zero="inside", snap=snap, unit=unit)
     codes = np.where(rows[..., None] > 0, tiles.scale_codes(scale / unit), 0).astype(np.uint8)
     stored = unit * tiles.SCALE_VALUES[codes]
     zeros = zero_codes(stored, low)
