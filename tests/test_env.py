@@ -19,10 +19,10 @@ def test_defaults_when_unset_or_empty():
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("STERNA_THREADS", "3", 3),
+        ("STERNA_NUM_THREADS", "3", 3),
         ("STERNA_BACKEND", "numpy", "numpy"),
         ("STERNA_MODEL", "/x", Path("/x")),
-        ("STERNA_FORCE_KERNEL", "linear=generic,all=avx2", {"linear": "generic", "all": "avx2"}),
+        ("STERNA_NATIVE_VARIANT", "avx2", "avx2"),
     ],
 )
 def test_values_are_typed(name, text, value):
@@ -32,11 +32,10 @@ def test_values_are_typed(name, text, value):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("STERNA_THREADS", "0"),
-        ("STERNA_THREADS", "two"),
+        ("STERNA_NUM_THREADS", "0"),
+        ("STERNA_NUM_THREADS", "two"),
         ("STERNA_BACKEND", "cuda"),
-        ("STERNA_FORCE_KERNEL", "generic"),
-        ("STERNA_FORCE_KERNEL", "=x"),
+        ("STERNA_NATIVE_VARIANT", "sse9"),
     ],
 )
 def test_bad_values_are_errors_that_say_what_is_allowed(name, text):
@@ -45,9 +44,9 @@ def test_bad_values_are_errors_that_say_what_is_allowed(name, text):
 
 
 def test_unknown_names_are_errors_with_a_near_match():
-    with pytest.raises(UsageError, match="STERNA_THREAD is not a variable of sterna") as error:
-        env.check({"STERNA_THREAD": "2"})
-    assert error.value.hint == "did you mean STERNA_THREADS?"
+    with pytest.raises(UsageError, match="STERNA_NUM_THREAD is not a variable of sterna") as error:
+        env.check({"STERNA_NUM_THREAD": "2"})
+    assert error.value.hint == "did you mean STERNA_NUM_THREADS?"
 
 
 def test_other_variables_are_not_looked_at():

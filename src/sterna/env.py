@@ -44,13 +44,6 @@ def _positive(text: str) -> int:
     return value
 
 
-def _kernels(text: str) -> dict[str, str]:
-    pairs = [part.split("=") for part in text.split(",")]
-    if any(len(pair) != 2 or not all(pair) for pair in pairs):
-        raise ValueError(text)
-    return {op: variant for op, variant in pairs}
-
-
 VARIABLES: tuple[Variable, ...] = (
     Variable(
         "STERNA_MODEL", "a checkpoint directory", None,
@@ -61,17 +54,24 @@ VARIABLES: tuple[Variable, ...] = (
         "The backend to use when `--backend` is not given.", _choice("auto", "native", "torch", "numpy"),
     ),
     Variable(
-        "STERNA_THREADS", "a whole number from 1", None,
+        "STERNA_NUM_THREADS", "a whole number from 1", None,
         "Threads of the native backend; by default the cores that this process may use.", _positive,
     ),
     Variable(
-        "STERNA_FORCE_KERNEL", "OP=VARIANT, several separated by commas; OP `all` means every op", None,
-        "Forces kernel variants of the native backend, for tests and comparisons. A variant that cannot run here is an "
-        "error.", _kernels,
+        "STERNA_NATIVE_VARIANT", "generic, avx2 or avx512", None,
+        "Forces one kernel variant of the native backend, for tests and comparisons. A variant that cannot run here is an "
+        "error.", _choice("generic", "avx2", "avx512"),
     ),
     Variable(
         "STERNA_HOME", "a directory", Path("~/.local/share/sterna"),
         "Where pulled checkpoints, sessions and trajectories are kept.", Path,
+    ),
+    Variable(
+        "STERNA_SANDBOX",
+        "auto, bubblewrap, landlock or none",
+        "auto",
+        "The sandbox of the agent's shell when `--sandbox` is not given; `none` means no protection at all.",
+        _choice("auto", "bubblewrap", "landlock", "none"),
     ),
 )  # fmt: skip
 
@@ -88,6 +88,12 @@ def get(name: str, *, environ: Mapping[str, str] | None = None) -> Any:
         return variable.parse(text)
     except ValueError:
         raise UsageError(f"{name} is {text!r}, allowed is {variable.allowed}") from None
+
+
+def home() -> Path:
+    """The directory of everything that sterna keeps between runs."""
+    directory: Path = get("STERNA_HOME").expanduser()
+    return directory
 
 
 def check(environ: Mapping[str, str] | None = None) -> None:

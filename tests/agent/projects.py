@@ -12,7 +12,7 @@ SOURCE = '''def clamp(value, low, high):
         return low
     return value
 '''
-TEST = '''import unittest
+TEST = """import unittest
 
 from clamp import clamp
 
@@ -27,7 +27,7 @@ class ClampTest(unittest.TestCase):
 
 if __name__ == "__main__":
     unittest.main()
-'''
+"""
 RUN_TESTS = "python -m unittest -f 2>&1 | tail -n 20"
 TASK = "Fix the bug. The tests must pass."
 

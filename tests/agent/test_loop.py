@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from agent.projects import RUN_TESTS, TASK, write_broken_project
-from support.scripted_model import ScriptedModel, Turn, call, malformed, turn
 
+from agent.projects import RUN_TESTS, TASK, write_broken_project
 from sterna.agent.environment import CommandResult, Environment
 from sterna.agent.events import AgentEvent, Finished, ModelEvent, Observation, Outcome, StepStarted, ToolStarted
 from sterna.agent.loop import Agent, AgentLimits
@@ -18,6 +17,7 @@ from sterna.agent.trajectory import Trajectory, replay
 from sterna.chat.messages import ChatEvent, End, Message, TextDelta, Tool
 from sterna.errors import AgentError, ContextOverflowError, SandboxError
 from sterna.types import FinishReason, Usage
+from support.scripted_model import ScriptedModel, Turn, call, malformed, turn
 
 REPAIR = call(
     "str_replace_editor",
@@ -296,8 +296,8 @@ def test_what_is_no_trajectory_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_raw_text_of_the_model_drives_the_loop(tmp_path: Path) -> None:
     pytest.importorskip("sterna.chat.stream_parser", reason="the stream parser is not part of this checkout")
-    raw = "Think.\n</think>\n\n<tool_call>\n<function=bash>\n<parameter=command>\nls -l\n</parameter>\n</function>\n</tool_call>"
-    broken = "Hm.\n</think>\n\n<tool_call>\n<function=bash>\n<parameter=command>\nls"
+    broken = "Think.\n</think>\n\n<tool_call>\n<function=bash>\n<parameter=command>\nls -l"
+    raw = f"{broken}\n</parameter>\n</function>\n</tool_call>"
     finished, events, model, _ = run_agent(tmp_path, raw, broken, "All good.")
     assert finished.outcome is Outcome.ANSWERED
     assert [event.call.arguments for event in events if isinstance(event, ToolStarted)] == [{"command": "ls -l"}]

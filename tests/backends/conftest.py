@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.golden import BACKENDS, open_backend
 
 from sterna.backends.common import ModelBackend
+from support.golden import BACKENDS, open_backend
 
 
 @pytest.fixture(params=BACKENDS, scope="module")

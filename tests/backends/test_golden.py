@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.golden import GOLDEN, Piece, Stream, batch_of, image_prompt, logits_of, open_backend, reference
 
 from sterna.backends.base import EmbedRows
 from sterna.backends.common import ModelBackend
 from sterna.checkpoint import Checkpoint
 from sterna.config import RopeParameters
 from sterna.ops import tolerances
+from support.golden import GOLDEN, Piece, Stream, batch_of, image_prompt, logits_of, open_backend, reference
 
 
 def ids() -> np.ndarray:

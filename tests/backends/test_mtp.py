@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.golden import BACKENDS, GOLDEN, Piece, Stream, batch_of, open_backend, reference
 
 from sterna.backends.base import DraftBatch
 from sterna.backends.common import ModelBackend
@@ -16,6 +15,7 @@ from sterna.checkpoint.manifest import mtp_tensors
 from sterna.config import TextConfig
 from sterna.errors import BackendError
 from sterna.ops import tolerances
+from support.golden import BACKENDS, GOLDEN, Piece, Stream, batch_of, open_backend, reference
 
 Weights = dict[str, np.ndarray]
 SEED = 11

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.golden import Piece, Stream, image_prompt, logits_of, open_backend, reference
 
 from sterna.backends.numpy import NumpyBackend, opset
 from sterna.ops import gated_delta_net, gated_delta_rule, gqa_attention, rope, sparse_moe, tolerances
 from sterna.ops.activations import sigmoid, silu
 from sterna.ops.rms_norm import gated_rms_norm, rms_norm
+from support.golden import Piece, Stream, image_prompt, logits_of, open_backend, reference
 
 Array = np.ndarray
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -147,7 +147,9 @@ def text_difference(tokens: int = 150) -> float:
 
 
 def image_difference() -> float:
-    return float(np.abs(logits_of(open_backend(NumpyBackend), image_prompt(Stream())) - reference()["img_logits"][0]).max())
+    return float(
+        np.abs(logits_of(open_backend(NumpyBackend), image_prompt(Stream())) - reference()["img_logits"][0]).max()
+    )
 
 
 @pytest.mark.parametrize("control", TEXT_CONTROLS, ids=lambda control: control.__name__)
@@ -156,7 +158,9 @@ def test_a_deviation_is_detected(control: Patch, monkeypatch: pytest.MonkeyPatch
     assert text_difference() > tolerances.NEGATIVE_CONTROL
 
 
-def test_the_written_out_recurrence_of_the_controls_is_right_without_a_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_written_out_recurrence_of_the_controls_is_right_without_a_deviation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     replace_recurrence(monkeypatch, decay_first=True, write_first=True)
     assert text_difference() <= tolerances.GOLDEN_LOGITS
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.golden import Piece, Stream, batch_of, logits_of, open_backend, reference
 
 from sterna.backends.common import ModelBackend
 from sterna.errors import BackendError
 from sterna.ops import tolerances
+from support.golden import Piece, Stream, batch_of, logits_of, open_backend, reference
 
 N, M = 65, 30
 

@@ -11,6 +11,11 @@ from typing import Any
 
 import jinja2
 import pytest
+
+from sterna.chat.messages import ChatRequest, Message, ToolCall
+from sterna.chat.normalise import normalise
+from sterna.chat.template import ChatTemplate
+from sterna.errors import TemplateError, UsageError
 from support.chat import (
     EDIT,
     OWN_TEMPLATE,
@@ -23,11 +28,6 @@ from support.chat import (
     shared_directory,
     variables_of,
 )
-
-from sterna.chat.messages import ChatRequest, Message, ToolCall
-from sterna.chat.normalise import normalise
-from sterna.chat.template import ChatTemplate
-from sterna.errors import TemplateError, UsageError
 
 OFFICIAL = official_template()
 NO_OFFICIAL = "the official template is not in the repository and not beside it"
@@ -60,22 +60,21 @@ def tools_text(template: str, request: ChatRequest) -> str:
 
 @needs_official
 @pytest.mark.parametrize(
-    ("request_", "generation_prompt", "length", "digest"),
+    ("request_", "length", "digest"),
     [
-        (ChatRequest((Message("user", "Hello"),), preserve_thinking=False), True, 63, "bcff7d22d26a5158"),
-        (ChatRequest((Message("user", "Hello"),), enable_thinking=False), True, 74, "13071b0f0e23e976"),
+        (ChatRequest((Message("user", "Hello"),), preserve_thinking=False), 63, "bcff7d22d26a5158"),
+        (ChatRequest((Message("user", "Hello"),), enable_thinking=False), 74, "13071b0f0e23e976"),
         (
             ChatRequest((Message("system", "Be brief."), Message("user", "Weather in Paris?")), (WEATHER,)),
-            True,
             1191,
             "5aeb33a4d75f02ae",
         ),
-        (ChatRequest(V4, (WEATHER,), preserve_thinking=False), True, 1460, "cecac2e5bbd9490e"),
-        (ChatRequest(V4, (WEATHER,)), True, 1513, "55f1b5e2f958e66a"),
+        (ChatRequest(V4, (WEATHER,), preserve_thinking=False), 1460, "cecac2e5bbd9490e"),
+        (ChatRequest(V4, (WEATHER,)), 1513, "55f1b5e2f958e66a"),
     ],
     ids=["V1", "V2", "V3", "V4", "V5"],
 )
-def test_vectors(request_: ChatRequest, generation_prompt: bool, length: int, digest: str) -> None:
+def test_vectors(request_: ChatRequest, length: int, digest: str) -> None:
     assert OFFICIAL is not None
     text = render(request_, OFFICIAL)
     assert (len(text), hashlib.sha256(text.encode()).hexdigest()[:16]) == (length, digest)
@@ -145,7 +144,7 @@ ARGUMENTS: list[dict[str, Any]] = [
     {},
     {"city": "Paris"},
     {"city": "  two\nlines  ", "days": 3, "ratio": 0.5, "now": True, "none": None},
-    {"list": [1, "a", {"b": "é <think> \" \\ \n"}], "object": {"k": [], "€": "<|im_end|>"}},
+    {"list": [1, "a", {"b": 'é <think> " \\ \n'}], "object": {"k": [], "€": "<|im_end|>"}},
     {"empty": "", "space": " \n ", "a b": "key with space"},
 ]
 
@@ -153,7 +152,9 @@ ARGUMENTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=range(len(ARGUMENTS)))
 @pytest.mark.parametrize("content", ["", None, " text ", "\n"], ids=["empty", "none", "text", "blank"])
-def test_arguments_are_printed_as_the_template_prints_them(template: str, arguments: dict[str, Any], content: Any) -> None:
+def test_arguments_are_printed_as_the_template_prints_them(
+    template: str, arguments: dict[str, Any], content: Any
+) -> None:
     calls = (ToolCall("one", arguments), ToolCall("two", {"x": "y"}))
     messages = (Message("user", "u"), Message("assistant", content, "r", calls), Message("tool", "ok"))
     request = ChatRequest(messages, (WEATHER,))
@@ -291,7 +292,12 @@ def test_user_text_in_a_tool_results_wrapping_is_no_question(template: str, posi
         (Message("assistant", None, "because"), False, "<think>\nbecause\n</think>\n\n", False),
         (Message("assistant", ""), True, "q<|im_end|>\n<|im_start|>assistant\n<think>\n", True),
         (Message("assistant", None, ""), False, "q<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
-        (Message("assistant", "x", "", (PARIS,)), True, "</tool_call><|im_end|>\n<|im_start|>assistant\n<think>\n", True),
+        (
+            Message("assistant", "x", "", (PARIS,)),
+            True,
+            "</tool_call><|im_end|>\n<|im_start|>assistant\n<think>\n",
+            True,
+        ),
     ],
 )
 def test_last_assistant_message_is_continued(
@@ -312,7 +318,11 @@ def test_sampled_tokens_of_a_turn_are_used_as_they_are(template: str, ended: boo
     first = ChatRequest((Message("user", "q"),), enable_thinking=thinking)
     prompt = chat.render(first)
     # Single bytes: no tokenizer would cut the text like this.
-    odd = [token for char in ("r\n</think>\n\nan  swer" if thinking else "an  swer") for token in chat.tokenizer.encode(char)]
+    odd = [
+        token
+        for char in ("r\n</think>\n\nan  swer" if thinking else "an  swer")
+        for token in chat.tokenizer.encode(char)
+    ]
     sampled = (*odd, *((chat.tokenizer.eos_token_ids[0],) if ended else ()))
     answer = Message("assistant", "answer", "r" if thinking else None, token_ids=sampled)
     follow = chat.render(replace(first, messages=(*first.messages, answer, Message("user", "next"))))
@@ -338,14 +348,27 @@ def test_turn_starts(template: str) -> None:
     assert prompt.turn_starts[0] == 0
 
 
-def test_a_template_that_takes_texts_apart_is_refused() -> None:
-    for body in ("{{ messages[0].content[:9] }}", "{{ messages[0].content[9:] }}", "{{ messages[0].content | upper }}"):
-        template = ChatTemplate(body)
-        request = ChatRequest((Message("user", "hello"),))
-        with pytest.raises(TemplateError):
-            text = "".join(segment.text for segment in template.render(normalise(request)))
-            assert "hello" in text, text
-            raise TemplateError("printed whole")
+@pytest.mark.parametrize("body", ["{{ messages[0].content[:9] }}", "{{ messages[0].content[9:] }}"])
+def test_a_template_that_takes_texts_apart_is_refused(body: str) -> None:
+    with pytest.raises(TemplateError, match="took a text apart"):
+        render(ChatRequest((Message("user", "hello hello hello"),)), body)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{% for m in messages %}[{{ m.content }}]{% endfor %}", "before a user text"),
+        ("{% for m in messages %}user {{ m.content }}{% endfor %}", "late"),
+        ("{% for m in messages %}user {{ m.content[15:] }}{% endfor %}", "changed a user text"),
+    ],
+)
+def test_a_late_system_turn_needs_a_template_that_names_the_role(body: str, message: str) -> None:
+    request = ChatRequest((Message("user", "u"), Message("system", "late")))
+    if message == "late":
+        assert render(request, body) == "user usystem late"
+    else:
+        with pytest.raises(TemplateError, match=message):
+            render(request, body)
 
 
 def test_templates_are_found_in_both_places(tmp_path: Path) -> None:
@@ -366,7 +389,9 @@ def test_templates_are_found_in_both_places(tmp_path: Path) -> None:
 SAMPLES = shared_directory("clients/samples")
 
 
-@pytest.mark.skipif(SAMPLES is None, reason="the clients' recorded requests are not in the repository and not beside it")
+@pytest.mark.skipif(
+    SAMPLES is None, reason="the clients' recorded requests are not in the repository and not beside it"
+)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_recorded_requests_of_clients_render(template: str) -> None:
     assert SAMPLES is not None

@@ -63,7 +63,7 @@ def official_template() -> str | None:
 
 @functools.cache
 def tiny_tokenizer_json() -> str:
-    """A small byte-level BPE of the family: its own merges, learned from two of our sources, and the 33 control tokens."""
+    """A small byte-level BPE of the family: merges learned from two of our sources, then the 33 control tokens."""
     trained = tokenizers.Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = decoders.ByteLevel()
@@ -140,7 +140,7 @@ def _as_json(message: Message) -> dict[str, Any]:
 
 
 def intended_rendering(request: ChatRequest, tools_text: str) -> str:
-    """What a conversation of plain texts should look like, in any order of roles. ``tools_text`` stands in the first turn."""
+    """What a conversation of plain texts should look like; ``tools_text`` stands in the first turn."""
     messages = list(request.messages)
     lead = []
     while messages and messages[0].role in ("system", "developer"):

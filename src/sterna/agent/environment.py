@@ -7,6 +7,7 @@ with Environment(Path("project")) as environment:
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import weakref
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Protocol, Self
 
 from sterna.agent.process import run_process
 from sterna.agent.sandbox import Limits, Sandbox, check_workspace, choose_sandbox
+from sterna.agent.sandbox.paths import needs_python_link
 from sterna.agent.shell import CwdPipe, shell_argv
 
 
@@ -64,6 +66,9 @@ class Environment:
         self.cwd = str(self._workspace)
         self._scratch = Path(tempfile.mkdtemp(prefix="sterna-scratch-"))
         (self._scratch / "home").mkdir()
+        if needs_python_link():
+            (self._scratch / "bin").mkdir()
+            (self._scratch / "bin" / "python").symlink_to(sys.executable)
         self._cleanup = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
 
     @property

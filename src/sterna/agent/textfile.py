@@ -128,7 +128,7 @@ class WorkspaceRoot:
         if len(data) > MAX_FILE_BYTES:
             raise AgentError(f"the new content of {path} has {len(data)} bytes, allowed are {MAX_FILE_BYTES}")
         with self._located(path, make_parents=True) as (parent, name):
-            _refuse_protected(Path(os.readlink(f"/proc/self/fd/{parent}")) / name, path)
+            self._refuse_protected(Path(os.readlink(f"/proc/self/fd/{parent}")) / name, path)
             temporary = f".sterna-{secrets.token_hex(8)}"
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=parent)
             try:
@@ -141,6 +141,12 @@ class WorkspaceRoot:
             except BaseException:
                 os.unlink(temporary, dir_fd=parent)
                 raise
+
+    def _refuse_protected(self, real: Path, path: str) -> None:
+        """The shell may not write these either: they are run later, outside the sandbox."""
+        installed = any(real.is_relative_to(prefix) for prefix in python_paths(self._workspace))
+        if installed or ".git" in real.relative_to(self._workspace).parts:
+            raise AgentError(f"{path} is protected, files of .git and of the Python installation cannot be edited")
 
     def _stat(self, path: str) -> os.stat_result | None:
         try:
@@ -272,12 +278,6 @@ def _read_at_most(fd: int, limit: int) -> bytes:
         chunks.append(chunk)
         limit -= len(chunk)
     return b"".join(chunks)
-
-
-def _refuse_protected(real: Path, path: str) -> None:
-    """The shell may not write these either: they are run later, outside the sandbox."""
-    if ".git" in real.parts or any(real.is_relative_to(prefix) for prefix in python_paths()):
-        raise AgentError(f"{path} is protected, files of .git and of the Python installation cannot be edited")
 
 
 def _keep_attributes(fd: int, file: TextFile) -> None:

@@ -22,7 +22,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class EmbedRows:
-    """Rows whose embeddings are given (image features, or overrides in tests): rows int32 [R], values float32 [R, D]."""
+    """Rows whose embeddings are given (image features, overrides in tests): rows int32 [R], values float32 [R, D]."""
 
     rows: Int32
     values: Float32
@@ -192,7 +192,7 @@ class Backend(Protocol):
         """Inverse of `export_blocks`."""
 
     def fingerprint(self) -> str:
-        """Changes whenever stored blocks or snapshots would become invalid: weights, formats, kernel variant, layout."""
+        """Changes whenever stored blocks and snapshots become invalid: weights, formats, kernel variant, layout."""
 
     def close(self) -> None:
         """Free everything; further calls are errors."""

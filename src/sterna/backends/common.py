@@ -215,7 +215,7 @@ class ModelBackend:
                 offset += part.nbytes
 
     def fingerprint(self) -> str:
-        """Changes whenever stored blocks or snapshots would become invalid: weights, formats, kernel variant, layout."""
+        """Changes whenever stored blocks and snapshots become invalid: weights, formats, kernel variant, layout."""
         parts = (
             LAYOUT_VERSION,
             self.name,

@@ -25,12 +25,14 @@ def plan_memory(
 ) -> MemoryPlan:
     """Slots, and blocks for ``max_num_seqs`` sequences of ``max_model_len`` tokens or fewer where memory is short.
 
-    At least one sequence of ``max_model_len`` tokens must fit when that is given; raises `OutOfMemoryError` otherwise.
+    A ``max_model_len`` beyond the model's own is cut to it. When it is given, at least one sequence of that length
+    must fit; raises `OutOfMemoryError` otherwise.
     """
-    _check(engine, text)
+    _check(engine)
     snapshots = min(MAX_SNAPSHOT_SLOTS, SNAPSHOT_BYTES // max(state_bytes_per_slot, 1))
     slots = engine.num_state_slots or engine.max_num_seqs + max(snapshots, engine.max_num_seqs)
-    per_sequence = -(-(engine.max_model_len or text.max_position_embeddings) // engine.block_size)
+    context = min(engine.max_model_len or text.max_position_embeddings, text.max_position_embeddings)
+    per_sequence = -(-context // engine.block_size)
     fixed = weight_bytes + slots * state_bytes_per_slot + workspace_bytes(text, engine)
     limit = engine.memory_bytes or available_bytes
     blocks = per_sequence * engine.max_num_seqs
@@ -46,7 +48,8 @@ def plan_memory(
         if needed > limit:
             fitting = room // kv_bytes_per_block * engine.block_size
             raise OutOfMemoryError(
-                f"this needs {needed / GIB:.2f} GiB ({fixed / GIB:.2f} GiB without KV cache), allowed are {limit / GIB:.2f} GiB",
+                f"this needs {needed / GIB:.2f} GiB ({fixed / GIB:.2f} GiB without KV cache), "
+                f"allowed are {limit / GIB:.2f} GiB",
                 hint=f"a context of {fitting:,} tokens would fit"
                 if fitting
                 else "use fewer state slots or a smaller format",
@@ -80,7 +83,7 @@ def workspace_bytes(text: TextConfig, engine: EngineConfig) -> int:
     return 4 * (rows * per_token + engine.max_num_seqs * text.vocab_size)
 
 
-def _check(engine: EngineConfig, text: TextConfig) -> None:
+def _check(engine: EngineConfig) -> None:
     for name in ("max_num_seqs", "block_size", "prefill_chunk_tokens"):
         if getattr(engine, name) < 1:
             raise UsageError(f"{name} is {getattr(engine, name)}, allowed is 1 or more")
@@ -91,9 +94,4 @@ def _check(engine: EngineConfig, text: TextConfig) -> None:
     if engine.num_state_slots is not None and engine.num_state_slots < engine.max_num_seqs:
         raise UsageError(
             f"num_state_slots is {engine.num_state_slots}, allowed is max_num_seqs {engine.max_num_seqs} or more"
-        )
-    if engine.max_model_len is not None and engine.max_model_len > text.max_position_embeddings:
-        raise UsageError(
-            f"max_model_len is {engine.max_model_len:,}, allowed is up to {text.max_position_embeddings:,}",
-            hint="for a longer context set rope_type yarn in config.json, and max_position_embeddings with it",
         )

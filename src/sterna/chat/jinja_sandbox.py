@@ -20,7 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from sterna.errors import SternaError, TemplateError
 
 TIME_LIMIT_S = 20.0
-OUTPUT_LIMIT_CHARACTERS = 64 * 2**20
+# Texts of messages are not in it: the template sees short stand-ins for them.
+OUTPUT_LIMIT_CHARACTERS = 16 * 2**20
 
 _STRING_METHODS = frozenset(
     {
@@ -116,6 +117,19 @@ class _Limits:
         if size > self.output_limit:
             self.refuse()
 
+    def check_printable(self, value: Any) -> None:
+        """Refuses a value whose text would be too large, before that text is made."""
+        size, pending = 0, [value]
+        while pending:
+            item = pending.pop()
+            size += len(item) + 1 if isinstance(item, str) else 8
+            if isinstance(item, Mapping):
+                pending += [*item, *item.values()]
+            elif isinstance(item, list | tuple):
+                pending += item
+            if size > self.output_limit:
+                self.refuse()
+
     def refuse(self) -> None:
         """Raises the error for too much output."""
         raise TemplateError(f"the chat template produces more than {self.output_limit:,} characters")
@@ -135,9 +149,8 @@ class _Checks(Extension):
     @jinja2.pass_context
     def concat(self, context: jinja2.runtime.Context, *values: Any) -> str:
         """The operator ``~`` with a limit of size."""
-        texts = [str(value) for value in values]
-        context[_LIMITS].check_size(sum(map(len, texts)))
-        return "".join(texts)
+        context[_LIMITS].check_printable(values)
+        return "".join(map(str, values))
 
     @jinja2.pass_context
     def binary(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
@@ -170,11 +183,18 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _Checks],
+            finalize=_check_printable,
         )
         self.filters = {name: function for name, function in self.filters.items() if name in _FILTERS}
-        self.filters["tojson"] = _to_json
+        self.filters |= {"tojson": _to_json, "string": _to_text, "join": _join, "replace": _replace}
         self.globals = {name: self.globals[name] for name in ("range", "dict", "namespace")}
         self.globals["raise_exception"] = _raise_exception
+
+    def wrap_str_format(self, value: Any) -> Any:
+        """Refuses ``str.format``, whose widths build texts of any length."""
+        if getattr(value, "__self__", None).__class__ is str and value.__name__ in ("format", "format_map"):
+            raise TemplateError(f"the chat template calls str.{value.__name__}, which is not allowed")
+        return super().wrap_str_format(value)
 
     def call(self, context: jinja2.runtime.Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Calls a function or an allowed method of a string."""
@@ -197,6 +217,32 @@ def _size_of_result(owner: str, name: str, args: tuple[Any, ...]) -> int:
 
 
 @jinja2.pass_context
+def _check_printable(context: jinja2.runtime.Context, value: Any) -> Any:
+    if not isinstance(value, str):
+        context[_LIMITS].check_printable(value)
+    return value
+
+
+@jinja2.pass_context
+def _to_text(context: jinja2.runtime.Context, value: Any) -> str:
+    return str(_check_printable(context, value))
+
+
+@jinja2.pass_context
+def _join(context: jinja2.runtime.Context, values: Any, d: str = "", attribute: str | None = None) -> str:
+    items = [value if attribute is None else context.environment.getitem(value, attribute) for value in values]
+    context[_LIMITS].check_printable(items)
+    context[_LIMITS].check_size(len(items) * len(d))
+    return str(d).join(map(str, items))
+
+
+@jinja2.pass_context
+def _replace(context: jinja2.runtime.Context, text: Any, old: str, new: str) -> str:
+    context[_LIMITS].check_size(_size_of_result(str(text), "replace", (old, new)))
+    return str(text).replace(old, new)
+
+
+@jinja2.pass_context
 def _to_json(
     context: jinja2.runtime.Context,
     value: Any,
@@ -208,6 +254,7 @@ def _to_json(
 ) -> str:
     if indent is not None and not 0 <= indent <= 16:
         raise TemplateError(f"tojson has indent {indent}, allowed is 0 to 16")
+    context[_LIMITS].check_printable(value)
     to_json: ToJson = context[_TO_JSON]
     return to_json(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 

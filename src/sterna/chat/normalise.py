@@ -50,8 +50,9 @@ Part = str | Media
 class Turn:
     """One turn that the template can print, perhaps in disguise.
 
-    ``is_exact`` content is printed with its outer white space. ``late_system`` turns go in as a user's and come out as the system's; a ``filler`` is a user turn that is cut out
-    again; ``is_query`` tells whether it counts as the user's last question, which decides what reasoning is kept.
+    ``is_exact`` content is printed with its outer white space. ``late_system`` turns go in as a user's and come out
+    as the system's; a ``filler`` is a user turn that is cut out again; ``is_query`` tells whether it counts as the
+    user's last question, which decides what reasoning is kept.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -89,7 +90,7 @@ def normalise(request: ChatRequest) -> Conversation:
     """
     turns = [as_turn(message) for message in request.messages]
     lead = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
-    late = [replace(turn, late_system=True, is_query=False) if turn.role == "system" else turn for turn in turns[lead:]]
+    late = [replace(turn, late_system=True) if turn.role == "system" else turn for turn in turns[lead:]]
     late = _with_open_end(late, continuation_of(request))
     has_query = any(turn.role == "user" and turn.is_query for turn in late)
     if not has_query or late[0].role == "tool":

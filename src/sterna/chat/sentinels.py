@@ -36,8 +36,9 @@ class Order:
     """What to do with the turn around a stand-in.
 
     ``before`` and ``after`` stand around it in the rendering and are removed there; a text that begins or ends with
-    them keeps them as text. ``exact`` hides the text's outer white space from the template's trimming. ``role`` renames the turn, ``cut`` removes it, ``leave_open`` ends the prompt after the
-    text, ``token_ids`` replaces the turn's body by ``prefix`` and these tokens.
+    them keeps them as text. ``exact`` hides the text's outer white space from the template's trimming. ``role``
+    renames the turn, ``cut`` removes it, ``leave_open`` ends the prompt after the text, ``token_ids`` replaces the
+    turn's body by ``prefix`` and these tokens.
     """
 
     before: str = ""

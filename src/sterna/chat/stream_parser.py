@@ -23,6 +23,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 
+from sterna.chat.call_grammar import (
+    FORM,
+    FUNCTION,
+    FUNCTION_CLOSE,
+    FUNCTION_OPEN,
+    MARKER,
+    PARAMETER,
+    PARAMETER_CLOSE,
+    PARAMETER_OPEN,
+    Ahead,
+    look_ahead,
+    may_become_tag,
+)
 from sterna.chat.messages import (
     ChatEvent,
     End,
@@ -53,19 +66,7 @@ from sterna.chat.tokenizer import Tokenizer
 from sterna.chat.tool_calls import ToolTable
 from sterna.types import FinishReason, Usage
 
-_MARKER = re.compile(f"[{THINK}{THINK_END}{CALL}{CALL_END}]")
-_NAME = r"[^<>\n\ud800-\udfff]{1,256}"
-_FUNCTION = re.compile(rf"<function=({_NAME})>")
-_PARAMETER = re.compile(rf"<parameter=({_NAME})>")
-_FUNCTION_OPEN, _PARAMETER_OPEN = "<function=", "<parameter="
-_FUNCTION_CLOSE, _PARAMETER_CLOSE = "</function>", "</parameter>"
-# More white space than this after a closing tag is part of the value, so that look-ahead stays short.
-_MAX_GAP = 64
 _SLICE = 4096
-_FORM = (
-    "a call has the form <tool_call>, <function=NAME>, for each parameter <parameter=KEY>, its value and </parameter>, "
-    "then </function> and </tool_call>, each on its own line"
-)
 
 
 class _State(Enum):
@@ -76,14 +77,6 @@ class _State(Enum):
     VALUE = auto()
     CALL_CLOSE = auto()
     BROKEN = auto()
-
-
-class _Ahead(Enum):
-    """What follows a ``</parameter>``."""
-
-    CLOSED = auto()
-    TEXT = auto()
-    WAIT = auto()
 
 
 def _new_call_id() -> str:
@@ -137,6 +130,15 @@ class StreamParser:
         self._arguments: ArgumentStream | None = None
         self._value_is_new = False
         self._error = ""
+        self._steps = {
+            _State.REASONING: self._read_reasoning,
+            _State.CONTENT: self._read_content,
+            _State.CALL_OPEN: self._read_function,
+            _State.CALL_BODY: self._read_parameter,
+            _State.VALUE: self._read_value,
+            _State.CALL_CLOSE: self._read_call_end,
+            _State.BROKEN: self._read_broken,
+        }
 
     @property
     def in_reasoning(self) -> bool:
@@ -202,16 +204,7 @@ class StreamParser:
         return self._take_events()
 
     def _read(self) -> None:
-        step = {
-            _State.REASONING: self._read_reasoning,
-            _State.CONTENT: self._read_content,
-            _State.CALL_OPEN: self._read_function,
-            _State.CALL_BODY: self._read_parameter,
-            _State.VALUE: self._read_value,
-            _State.CALL_CLOSE: self._read_call_end,
-            _State.BROKEN: self._read_broken,
-        }
-        while self._buffer and step[self._state]():
+        while self._buffer and self._steps[self._state]():
             pass
 
     def _take_events(self) -> list[ChatEvent]:
@@ -226,7 +219,7 @@ class StreamParser:
         return taken
 
     def _read_to_marker(self) -> tuple[str, str]:
-        match = _MARKER.search(self._buffer)
+        match = MARKER.search(self._buffer)
         if match is None:
             return self._take(len(self._buffer)), ""
         return self._take(match.start()), self._take(1)
@@ -293,11 +286,11 @@ class StreamParser:
         if match is not None:
             self._take(match.end())
             return match.group(1).strip()
-        return "" if _may_become(self._buffer, opening) else None
+        return "" if may_become_tag(self._buffer, opening) else None
 
     def _read_function(self) -> bool:
         self._skip_space()
-        name = self._read_tag(_FUNCTION, _FUNCTION_OPEN)
+        name = self._read_tag(FUNCTION, FUNCTION_OPEN)
         if name is None:
             return self._break("<tool_call> is not followed by <function=NAME>")
         if not name:
@@ -311,12 +304,12 @@ class StreamParser:
 
     def _read_parameter(self) -> bool:
         self._skip_space()
-        if self._buffer.startswith(_FUNCTION_CLOSE):
-            self._take(len(_FUNCTION_CLOSE))
+        if self._buffer.startswith(FUNCTION_CLOSE):
+            self._take(len(FUNCTION_CLOSE))
             self._state = _State.CALL_CLOSE
             return True
-        key = self._read_tag(_PARAMETER, _PARAMETER_OPEN)
-        if key is None and not _FUNCTION_CLOSE.startswith(self._buffer):
+        key = self._read_tag(PARAMETER, PARAMETER_OPEN)
+        if key is None and not FUNCTION_CLOSE.startswith(self._buffer):
             return self._break("expected <parameter=KEY> or </function>")
         if not key:
             return False
@@ -330,18 +323,18 @@ class StreamParser:
             if self._buffer.startswith("\n"):
                 self._take(1)
             self._value_is_new = False
-        end = self._buffer.find(_PARAMETER_CLOSE)
+        end = self._buffer.find(PARAMETER_CLOSE)
         if end < 0:
-            held = max(held_back(self._buffer, "\n" + _PARAMETER_CLOSE), held_back(self._buffer, _PARAMETER_CLOSE))
+            held = max(held_back(self._buffer, "\n" + PARAMETER_CLOSE), held_back(self._buffer, PARAMETER_CLOSE))
             self._take_value(len(self._buffer) - held)
             return False
-        ahead = _look_ahead(self._buffer[end + len(_PARAMETER_CLOSE) :])
-        if ahead is _Ahead.TEXT:
-            self._take_value(end + len(_PARAMETER_CLOSE))
+        ahead = look_ahead(self._buffer[end + len(PARAMETER_CLOSE) :])
+        if ahead is Ahead.TEXT:
+            self._take_value(end + len(PARAMETER_CLOSE))
             return True
         newline = 1 if self._buffer[:end].endswith("\n") else 0
         self._take_value(end - newline)
-        if ahead is _Ahead.WAIT:
+        if ahead is Ahead.WAIT:
             return False
         self._close_value(newline)
         return True
@@ -352,7 +345,7 @@ class StreamParser:
 
     def _close_value(self, newline: int) -> None:
         assert self._arguments is not None
-        self._take(newline + len(_PARAMETER_CLOSE))
+        self._take(newline + len(PARAMETER_CLOSE))
         self._arguments.close()
         self._state = _State.CALL_BODY
 
@@ -382,7 +375,7 @@ class StreamParser:
         return with_literals("".join(self._raw))
 
     def _break(self, message: str) -> bool:
-        self._error = f"{message}; {_FORM}"
+        self._error = f"{message}; {FORM}"
         self._state = _State.BROKEN
         return True
 
@@ -409,38 +402,12 @@ class StreamParser:
     def _end_unfinished(self, finish_reason: FinishReason) -> None:
         """The error for a call that the end of the answer cuts off."""
         if self._state is _State.VALUE:
-            end = self._buffer.find(_PARAMETER_CLOSE)
+            end = self._buffer.find(PARAMETER_CLOSE)
             value = self._buffer if end < 0 else self._buffer[:end]
             self._take_value(len(value.removesuffix("\n")))
         self._take(len(self._buffer))
         if self._state is not _State.BROKEN:
             cut = "the answer reached its token limit" if finish_reason is FinishReason.LENGTH else "the answer ended"
-            self._error = f"{cut} before </tool_call>; {_FORM}"
+            self._error = f"{cut} before </tool_call>; {FORM}"
         self._report_broken()
         self._state = _State.CONTENT
-
-
-def _may_become(text: str, opening: str) -> bool:
-    """Whether text is the beginning of a tag ``opening`` + NAME + ``>``."""
-    if len(text) < len(opening):
-        return opening.startswith(text)
-    name = text[len(opening) :]
-    return text.startswith(opening) and (not name or re.fullmatch(_NAME, name) is not None)
-
-
-def _look_ahead(text: str) -> _Ahead:
-    """Whether the text after a ``</parameter>`` goes on with the call, which makes that tag the end of its value."""
-    rest = text.lstrip()
-    if len(text) - len(rest) > _MAX_GAP:
-        return _Ahead.TEXT
-    if not rest:
-        return _Ahead.WAIT
-    if rest[0] == CALL_END or _PARAMETER.match(rest):
-        return _Ahead.CLOSED
-    if rest.startswith(_FUNCTION_CLOSE):
-        behind = rest[len(_FUNCTION_CLOSE) :].lstrip()
-        if not behind:
-            return _Ahead.WAIT if len(rest) - len(_FUNCTION_CLOSE) <= _MAX_GAP else _Ahead.TEXT
-        return _Ahead.CLOSED if behind[0] == CALL_END else _Ahead.TEXT
-    waiting = _may_become(rest, _PARAMETER_OPEN) or _FUNCTION_CLOSE.startswith(rest)
-    return _Ahead.WAIT if waiting else _Ahead.TEXT

@@ -62,15 +62,18 @@ class TrimmedStream:
 
     def __init__(self, *, started: bool = False) -> None:
         self._started = started
+        self._separating = False
         self._space = ""
         self._parts: list[str] = []
 
     def feed(self, text: str) -> str:
         """The text that became certain: white space waits for what follows it."""
-        text = self._space + text if self._started else text.lstrip()
-        if not text:
-            return ""
-        self._started = True
+        if not self._started or self._separating:
+            text = text.lstrip()
+            if not text:
+                return ""
+        text = self._space + text
+        self._started, self._separating = True, False
         emitted = text.rstrip()
         self._space = text[len(emitted) :]
         self._parts.append(emitted)
@@ -79,7 +82,7 @@ class TrimmedStream:
     def separate(self) -> None:
         """Puts a blank line between what was fed and what will be."""
         if self._started:
-            self._space = "\n\n"
+            self._space, self._separating = "\n\n", True
 
     @property
     def text(self) -> str:

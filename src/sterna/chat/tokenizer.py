@@ -70,7 +70,7 @@ class Tokenizer:
         self.special_ids = frozenset(entry["id"] for entry in added if entry.get("special"))
         self.eos_token_ids = tuple(dict.fromkeys(eos_token_ids))
         self._bpe = _text_only_backend(data, self.control_tokens)
-        self.vocab_size = max([*self.control_literals, *self._bpe.get_vocab().values()], default=-1) + 1
+        self.vocab_size = max([*self.control_literals, *data["model"]["vocab"].values()], default=-1) + 1
         self._bytes: dict[int, bytes] = {}
         for token_id in self.eos_token_ids:
             if not 0 <= token_id < self.vocab_size:

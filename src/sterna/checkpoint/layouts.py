@@ -1,4 +1,4 @@
-"""From the tensors as stored to the official layout: prefixes, expert layouts, MLX conventions (spec §2.1–2.2, §2.4)."""
+"""From tensors as stored to the official layout: prefixes, expert layouts, MLX conventions (spec §2.1–2.2, §2.4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Split = dict[tuple[int | None, str], _Source]
 
 
 class StoredTensors:
-    """Where each official tensor lies; experts may be fused, one tensor each, or one per projection (``switch_mlp``)."""
+    """Where each official tensor lies; experts are fused, one tensor each, or one per projection (``switch_mlp``)."""
 
     def __init__(self, plain: dict[str, _Source], split: dict[str, _Split]) -> None:
         self._plain = plain
@@ -44,7 +44,7 @@ class StoredTensors:
         return self._plain[name][1] if split is None else next(iter(split.values()))[1]
 
     def parts(self, name: str, shape: Shape) -> Iterator[tuple[str, str, Shape, Shape]]:
-        """(name in the file, dtype, shape, expected shape) of every stored part of a tensor of the given official shape."""
+        """(name in the file, dtype, shape, expected shape) of every part of a tensor of the given official shape."""
         split = self._split_of(name)
         if split is None:
             view = _view(self._plain[name])

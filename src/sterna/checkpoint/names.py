@@ -37,7 +37,7 @@ def canonical_name(name: str) -> str:
 
 
 def expert_part(name: str) -> tuple[str, int | None, str] | None:
-    """(``….mlp.experts``, expert or ``None`` for all, projection) of a canonical name in a split layout, or ``None``."""
+    """(``….mlp.experts``, expert or ``None`` for all, projection) of a canonical name in a split layout, if it is."""
     if match := _EXPERT.fullmatch(name):
         return match[1], int(match[2]), match[3]
     if match := _SWITCH.fullmatch(name):

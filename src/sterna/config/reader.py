@@ -68,16 +68,17 @@ def read_model_config(directory: Path | str) -> ModelConfig:
 
 
 def parse_model_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
-    """Check the content of a ``config.json`` and turn it into a `ModelConfig`; text fields may be nested or at top level.
+    """Check the content of a ``config.json`` and turn it into a `ModelConfig`; text fields are nested or at top level.
 
-    ``generation`` is the content of ``generation_config.json``: its end-of-text ids come first, those of the configuration follow.
+    ``generation`` is the content of ``generation_config.json``: its end-of-text ids come first.
     """
     top = Fields(config, "config")
     top.require("model_type", *MODEL_TYPES)
     quantization = top.section("quantization_config")
     if quantization is not None:
         raise ConfigError(
-            f"quantization_config names the method {quantization.get('quant_method')!r}, allowed is an unquantised checkpoint"
+            f"quantization_config names the method {quantization.get('quant_method')!r}, "
+            "allowed is an unquantised checkpoint"
         )
     nested = top.section("text_config")
     text_fields = top if nested is None else Fields(nested, "text_config")

@@ -12,7 +12,7 @@ FLAT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleav
 
 
 def read_rope(fields: Fields, head_dim: int) -> RopeParameters:
-    """Rotary parameters from ``rope_parameters``, ``rope_scaling`` or flat keys; raises `ConfigError` where they contradict."""
+    """Rotary parameters from ``rope_parameters``, ``rope_scaling`` or flat keys; a contradiction is a `ConfigError`."""
     rope = _merge(fields)
     rope.require("mrope_interleaved", True)
     kind = rope.get("rope_type", "default")
@@ -41,7 +41,8 @@ def read_rope(fields: Fields, head_dim: int) -> RopeParameters:
     time, height, width = result.mrope_section
     if time + height + width != half or 3 * height > half + 1 or 3 * width > half:
         raise ConfigError(
-            f"mrope_section is {list(result.mrope_section)}, allowed are three interleaved parts of the {half} frequencies"
+            f"mrope_section is {list(result.mrope_section)}, "
+            f"allowed are three interleaved parts of the {half} frequencies"
         )
     return result
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RopeParameters:
-    """Rotary embedding (spec §3.2, §5). ``factor`` and ``original_max_position_embeddings`` are set for ``yarn`` only."""
+    """Rotary embedding (spec §3.2, §5); ``factor`` and ``original_max_position_embeddings`` belong to ``yarn``."""
 
     rope_theta: float
     partial_rotary_factor: float

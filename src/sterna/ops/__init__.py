@@ -9,6 +9,7 @@ Shape letters, used everywhere:
     E   expert                           I   expert width
     C   channel of the short convolution N   rows of a weight, stored ``[N, K]`` as ``y = x @ W.T``
 
-The recurrent state is float32 ``[HV, V, K]`` in the references and at every interface; a kernel may keep its own layout inside.
+The recurrent state is float32 ``[HV, V, K]`` in the references and at every interface; a kernel may keep its own
+layout inside.
 Activations are float32 ``[T, …]`` at every interface of the numpy and native op sets.
 """

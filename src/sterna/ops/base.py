@@ -1,6 +1,7 @@
 """The op set over which the model is written once. numpy (reference), native and torch each provide one.
 
-All tensors are opaque handles of the op set (`Tensor`, `Weight`); host arrays go in through `Batch` and the ``pack_*`` functions.
+All tensors are opaque handles of the op set (`Tensor`, `Weight`); host arrays go in through `Batch` and the
+``pack_*`` functions.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(slots=True)
 class GatedDeltaNetWeights:
-    """One Gated DeltaNet mixer (spec §3.1), fields named as in the checkpoint; projections packed, vectors as tensors."""
+    """One Gated DeltaNet mixer (spec §3.1), fields as in the checkpoint; projections packed, vectors as tensors."""
 
     in_proj_qkv: Weight
     in_proj_z: Weight
@@ -48,7 +49,7 @@ class AttentionWeights:
 
 @dataclass(slots=True)
 class SparseMoeWeights:
-    """One mixture of experts (spec §3.3): router ``gate``, routed experts fused as ``experts``, one gated shared expert."""
+    """One mixture of experts (spec §3.3): router ``gate``, routed ``experts`` fused, one gated shared expert."""
 
     gate: Weight  # [E, D]
     experts: Weight  # packed from gate_up_proj [E, 2I, D] (gate rows first) and down_proj [E, D, I]
@@ -62,9 +63,10 @@ class SparseMoeWeights:
 class StepContext:
     """What every layer of one forward pass needs, prepared once per pass from a `Batch` by `OpSet.prepare`.
 
-    ``cu_seqlens`` int32 [B+1]; ``context_lens`` int32 [B] tokens already cached before this pass; ``block_tables`` int32
-    [B, max_blocks]; ``slot_mapping`` int32 [T]; ``state_slots`` int32 [B]; ``snapshot_at`` int32 [S, 2] pairs (row, slot);
-    ``cos``/``sin`` float32 [T, rotary_dim / 2] with the YaRN factor multiplied in. ``device`` is the op set's own view of them.
+    ``cu_seqlens`` int32 [B+1]; ``context_lens`` int32 [B] tokens already cached before this pass; ``block_tables``
+    int32 [B, max_blocks]; ``slot_mapping`` int32 [T]; ``state_slots`` int32 [B]; ``snapshot_at`` int32 [S, 2] pairs
+    (row, slot); ``cos``/``sin`` float32 [T, rotary_dim / 2] with the YaRN factor multiplied in. ``device`` is the op
+    set's own view of them. The caller has zeroed the state slots of sequences whose context is 0.
     """
 
     cu_seqlens: Int32
@@ -88,7 +90,7 @@ class OpSet(Protocol):
         """Keep a small parameter (norm weight, bias, convolution) as float32."""
 
     def pack_linear(self, weight: np.ndarray) -> Weight:
-        """Keep a matrix [N, K] in its storage type (float32, bfloat16 as uint16 view with dtype ml ``bfloat16``, float16)."""
+        """Keep a matrix [N, K] in its storage type: float32, float16, or uint16 that holds bfloat16 bits."""
 
     def pack_experts(self, gate_up_proj: np.ndarray, down_proj: np.ndarray) -> Weight:
         """Keep routed experts: gate_up_proj [E, 2I, D] with the gate rows first, down_proj [E, D, I]."""
@@ -136,7 +138,7 @@ class OpSet(Protocol):
 
     # storage ---------------------------------------------------------------------------------------------------------
     def allocate_state(self, num_slots: int, config: TextConfig) -> Any:
-        """State of one DeltaNet layer for ``num_slots`` slots, zeroed: recurrent [HV, V, K] and convolution [C, kernel - 1]."""
+        """Zeroed state of one layer for ``num_slots`` slots: recurrent [HV, V, K], convolution [C, kernel - 1]."""
 
     def allocate_kv(self, num_blocks: int, block_size: int, config: TextConfig) -> Any:
         """KV cache of one attention layer: keys and values [num_blocks, block_size, Hkv, head_dim]."""

@@ -8,7 +8,7 @@ from sterna.ops.activations import silu
 
 
 def causal_conv1d(x: np.ndarray, weight: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``y[t, c] = silu(Σ_j weight[c, j] * x[t - kernel + 1 + j, c])``; the last tap multiplies the current token; no bias.
+    """``y[t, c] = silu(Σ_j weight[c, j] * x[t - kernel + 1 + j, c])``; the last tap is for the current token; no bias.
 
     x [T, C] of one sequence, weight [C, kernel], state [C, kernel - 1]: the raw inputs before row 0, oldest first.
     Returns (y [T, C], new state [C, kernel - 1]).

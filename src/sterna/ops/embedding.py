@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 def embedding(token_ids: npt.NDArray[np.int32], weight: np.ndarray) -> np.ndarray:
-    """Rows of the table: [T], [V, D] -> [T, D]. No scale is applied. Raises `IndexError` for an id outside the table."""
+    """Rows of the table, unscaled: [T], [V, D] -> [T, D]. Raises `IndexError` for an id outside the table."""
     if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < len(weight):
         raise IndexError(f"token ids {token_ids.min()} to {token_ids.max()}, allowed is 0 to {len(weight) - 1}")
     return weight[token_ids]

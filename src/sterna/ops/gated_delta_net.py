@@ -1,4 +1,4 @@
-"""The Gated DeltaNet mixer (spec §3.1): projections, short convolution, gated delta rule, gated norm, output projection."""
+"""The Gated DeltaNet mixer (spec §3.1): projections, short convolution, gated delta rule, gated norm, projection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sterna.ops.rms_norm import gated_rms_norm, l2_norm
 
 @dataclass(slots=True)
 class DeltaNetState:
-    """State slots of one layer: recurrent [slots, HV, V, K] and the last raw convolution inputs [slots, C, kernel - 1]."""
+    """State slots of one layer: recurrent [slots, HV, V, K], last raw convolution inputs [slots, C, kernel - 1]."""
 
     recurrent: np.ndarray
     conv: np.ndarray
@@ -29,7 +29,8 @@ def gated_delta_net(
 ) -> np.ndarray:
     """u [T, D], already normalised, of several sequences -> [T, D]. Reads and writes the slot of each sequence.
 
-    After each row that ``context.snapshot_at`` names, the state is also stored in the slot it names. Weights are arrays [N, K].
+    After each row that ``context.snapshot_at`` names, the state is also stored in the slot it names. Weights are
+    arrays [N, K].
     """
     tokens, heads, dim = len(u), config.linear_num_value_heads, config.linear_value_head_dim
     qkv = linear(u, weights.in_proj_qkv)

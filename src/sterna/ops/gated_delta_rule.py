@@ -11,7 +11,8 @@ def gated_delta_rule(
     """Token by token: decay the state, read it at k, write the correction, read it at q.
 
     q and k [T, H, K], already normalised, q already scaled; v [T, HV, V]; g (log decay, ≤ 0) and beta (0 … 1) [T, HV];
-    state [HV, V, K]. Value head j uses key head ``j // (HV / H)``. Returns (o [T, HV, V], new state); inputs stay unchanged.
+    state [HV, V, K]. Value head j uses key head ``j // (HV / H)``. Returns (o [T, HV, V], new state); inputs stay
+    unchanged.
     """
     q, k = _expand_heads(q, v), _expand_heads(k, v)
     state, out = state.copy(), np.empty_like(v)
@@ -34,7 +35,7 @@ def chunk_gated_delta_rule(
     state: np.ndarray,
     chunk_size: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same function of the same arguments by chunks, with matrix products; equal up to rounding. A short last chunk is fine."""
+    """The same function of the same arguments by chunks, with matrix products; equal up to rounding."""
     q, k = _expand_heads(q, v), _expand_heads(k, v)
     out = np.empty_like(v)
     for start in range(0, len(v), chunk_size):

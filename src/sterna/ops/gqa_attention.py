@@ -25,7 +25,7 @@ class KvCache:
 def gqa_attention(
     u: np.ndarray, weights: AttentionWeights, kv_cache: KvCache, context: StepContext, config: TextConfig
 ) -> np.ndarray:
-    """u [T, D], already normalised, of several sequences -> [T, D]. Stores key and value of every row before any row reads.
+    """u [T, D], already normalised, of several sequences -> [T, D]. Every row is stored before any row reads.
 
     A row sees the tokens of its sequence up to itself, counted by token and not by position. Weights are arrays [N, K].
     """
@@ -48,7 +48,7 @@ def gqa_attention(
 
 
 def split_query_gate(projected: np.ndarray, config: TextConfig) -> tuple[np.ndarray, np.ndarray]:
-    """[T, H * 2 * head_dim], query and gate interleaved per head -> query [T, H, head_dim] and gate [T, H * head_dim]."""
+    """[T, H * 2 * head_dim], query and gate interleaved per head -> query [T, H, head_dim], gate [T, H * head_dim]."""
     both = projected.reshape(len(projected), config.num_attention_heads, 2, config.head_dim)
     return both[:, :, 0], both[:, :, 1].reshape(len(projected), -1)
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding: partial, half-split pairs, three interleaved position axes, optionally YaRN (spec §3.2, §4.4, §5)."""
+"""Rotary position embedding: partial, half-split, three interleaved axes, optionally YaRN (spec §3.2, §4.4, §5)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sterna.config import RopeParameters, TextConfig
 
 Float32 = npt.NDArray[np.float32]
-# Rotations per original context beyond which YaRN leaves a frequency alone, and below which it divides it by the factor.
+# Rotations per original context above which YaRN leaves a frequency alone, and below which it divides by the factor.
 YARN_BETA_FAST, YARN_BETA_SLOW = 32, 1
 
 
@@ -38,7 +38,7 @@ def attention_factor(rope: RopeParameters) -> float:
 
 
 def frequency_axes(mrope_section: tuple[int, int, int]) -> npt.NDArray[np.int32]:
-    """int32 [rotary_dim / 2]: the position axis (0 temporal, 1 height, 2 width) of each frequency, interleaved T H W T H W …"""
+    """int32 [rotary_dim / 2]: position axis (0 temporal, 1 height, 2 width) of each frequency: T H W T H W …"""
     axes = np.zeros(sum(mrope_section), np.int32)
     for axis in (1, 2):
         axes[axis : 3 * mrope_section[axis] : 3] = axis

@@ -37,7 +37,7 @@ def sparse_moe(u: np.ndarray, weights: SparseMoeWeights, config: TextConfig) -> 
 
 
 def route(logits: np.ndarray, top_k: int) -> tuple[npt.NDArray[np.int64], np.ndarray]:
-    """Router logits [T, E] -> (experts [T, top_k] by falling probability, ties to the lower id; shares that sum to 1)."""
+    """Router logits [T, E] -> experts [T, top_k] by falling probability, ties to the lower id; shares that sum to 1."""
     probabilities = softmax(logits)
     chosen = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top_k]
     top = np.take_along_axis(probabilities, chosen, axis=-1)

@@ -1,4 +1,4 @@
-"""Reference logits of the golden checkpoint under YaRN, computed by transformers: writes yarn.npz beside the checkpoint.
+"""Reference logits of the golden checkpoint under YaRN, by transformers: writes yarn.npz beside the checkpoint.
 
 Usage: python make_yarn.py
 """

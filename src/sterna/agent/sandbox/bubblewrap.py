@@ -6,12 +6,11 @@ import importlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sterna.agent.sandbox.base import Launch, Limits
-from sterna.agent.sandbox.paths import SYSTEM_DIRECTORIES, minimal_environment, private_paths, python_paths, search_path
+from sterna.agent.sandbox.paths import SYSTEM_DIRECTORIES, minimal_environment, private_paths, python_paths
 from sterna.errors import SandboxError
 
 # Without --unshare-user, --cap-drop and --disable-userns, a sandbox started by root can remount the host writable.
@@ -19,7 +18,6 @@ _ISOLATION = (
     "--unshare-user", "--unshare-all", "--disable-userns", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL",
     "--hostname", "sandbox", "--new-session", "--die-with-parent", "--clearenv",
 )  # fmt: skip
-_SHIMS = "/run/sterna/bin"
 _PROBE_S = 10.0
 
 
@@ -51,12 +49,11 @@ class Bubblewrap:
     def launch(self, inner: Sequence[str], *, workspace: Path, scratch: Path, limits: Limits) -> Launch:
         """How to run ``inner`` inside; ``scratch`` becomes /tmp."""
         environment = minimal_environment(home="/tmp/home", temporary="/tmp")
-        if not (Path(sys.executable).parent / "python").exists():
-            environment["PATH"] = f"{_SHIMS}:{search_path()}"
         variables = [part for name, value in environment.items() for part in ("--setenv", name, value)]
         argv = [
             self._bwrap, *_ISOLATION, *_system(self._private), *_devices(limits), *_temporary(scratch, limits),
-            *_visible(workspace), *variables, "--remount-ro", "/", "--chdir", str(workspace), "--", *inner,
+            *_visible(workspace), *_without_sockets(workspace), *variables, "--remount-ro", "/",
+            "--chdir", str(workspace), "--", *inner,
         ]  # fmt: skip
         return Launch(argv=argv, env={}, cwd="/")
 
@@ -112,15 +109,28 @@ def _devices(limits: Limits) -> list[str]:
 
 
 def _temporary(scratch: Path, limits: Limits) -> list[str]:
-    return ["--bind", str(scratch), "/tmp", "--size", str(limits.temporary_bytes), "--tmpfs", "/var/tmp",
-            "--symlink", sys.executable, f"{_SHIMS}/python"]  # fmt: skip
+    return ["--bind", str(scratch), "/tmp", "--size", str(limits.temporary_bytes), "--tmpfs", "/var/tmp"]
 
 
 def _visible(workspace: Path) -> list[str]:
     """Workspace and interpreter, parents before children: an interpreter inside the workspace stays read-only."""
-    binds = [(path, "--ro-bind") for path in python_paths()] + [(workspace, "--bind")] + _git_guards(workspace)
+    binds = [(path, "--ro-bind") for path in python_paths(workspace)] + [(workspace, "--bind")] + _git_guards(workspace)
     binds.sort(key=lambda bind: len(bind[0].parts))
     return [part for path, kind in binds for part in (kind, str(path), str(path))]
+
+
+def _without_sockets(workspace: Path) -> list[str]:
+    """Hides the sockets that host processes have bound in the workspace: a network namespace does not."""
+    hidden = []
+    for line in Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
+        name = line.split(maxsplit=7)[7:]
+        if not name or name[0].startswith("@"):
+            continue
+        # A relative name says nothing about where it was bound; the workspace is where it would matter.
+        path = Path(os.path.normpath(workspace / name[0]))
+        if path.is_relative_to(workspace) and path.is_socket():
+            hidden += ["--ro-bind", "/dev/null", str(path)]
+    return hidden
 
 
 def _git_guards(workspace: Path) -> list[tuple[Path, str]]:

@@ -3,8 +3,8 @@
 It holds: no writes outside the workspace and a private temporary directory, no reads of homes and credentials, no
 sockets, no signals to other processes. It does not hold: other processes can be listed, file names and sizes outside
 can be asked for, and all of the workspace is writable, ``.git/hooks`` included. What cannot be held is taken away: a
-command has no sockets at all, no System V IPC, no /dev/shm, and changes no owners, and modes and times only through
-``metadata.py``.
+command has no sockets at all, no System V IPC and no /dev/shm, changes no owners, and changes modes and times through
+the launcher, which does so in writable places only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from sterna.agent.sandbox.base import Launch, Limits
 from sterna.agent.sandbox.launcher_call import launcher_argv
 from sterna.agent.sandbox.paths import minimal_environment, public_paths, python_paths
-from sterna.agent.sandbox.seccomp import build_filter
+from sterna.agent.sandbox.seccomp import build_filter, supervised_numbers
 from sterna.errors import SandboxError
 
 # Before ABI 3 (Linux 6.2) truncation was not covered: any readable file of the user could be emptied.
@@ -57,7 +57,7 @@ class LandlockSeccomp:
                 hint="use Linux 6.2 or newer with `landlock` among its security modules",
             )
         self._filter = build_filter().hex()
-        self._public = [*public_paths(), *python_paths()]
+        self._public = public_paths()
         self._probe()
         signals = "" if self._abi >= 6 else ", may signal your processes"
         self.notice = (
@@ -67,13 +67,21 @@ class LandlockSeccomp:
 
     def launch(self, inner: Sequence[str], *, workspace: Path, scratch: Path, limits: Limits) -> Launch:
         """How to run ``inner`` under the restrictions; ``scratch`` is the temporary directory and holds the home."""
-        policy = {"landlock": self._rules(workspace, scratch), "seccomp": self._filter}
+        policy = self._policy(workspace, scratch)
         environment = minimal_environment(home=str(scratch / "home"), temporary=str(scratch))
         return launcher_argv(inner, policy=policy, environment=environment, workspace=workspace)
 
+    def _policy(self, workspace: Path, scratch: Path) -> dict[str, Any]:
+        return {
+            "landlock": self._rules(workspace, scratch),
+            "seccomp": self._filter,
+            "supervised": supervised_numbers(),
+            "writable": [str(workspace), str(scratch)],
+        }
+
     def _rules(self, workspace: Path, scratch: Path) -> dict[str, Any]:
         everything = _ALL_ABI_3 | (_IOCTL_DEV if self._abi >= 5 else 0)
-        rules = [(path, _READ) for path in self._public]
+        rules = [(path, _READ) for path in (*self._public, *python_paths(workspace))]
         rules += [(Path("/proc"), _READ_FILE | _READ_DIR)]
         rules += [(Path(device), _READ_FILE | _WRITE_FILE) for device in _DEVICES]
         rules += [(path, everything & ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV)) for path in (workspace, scratch)]
@@ -87,7 +95,7 @@ class LandlockSeccomp:
 
     def _probe(self) -> None:
         """A trial run; its failure is the reason for refusing this rung."""
-        policy = {"landlock": self._rules(Path("/usr"), Path("/usr")), "seccomp": self._filter}
+        policy = self._policy(Path("/nonexistent"), Path("/nonexistent"))
         launch = launcher_argv(["/bin/sh", "-c", "exit 42"], policy=policy, environment={}, workspace=Path("/"))
         try:
             trial = subprocess.run(launch.argv, env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_S)

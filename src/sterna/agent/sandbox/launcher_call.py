@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,5 +19,5 @@ def launcher_argv(
     inner: Sequence[str], *, policy: Mapping[str, Any], environment: dict[str, str], workspace: Path
 ) -> Launch:
     """The launch of ``inner`` under ``policy``. SIGTERM makes the launcher end the whole process tree."""
-    argv = [sys.executable, "-I", "-S", _LAUNCHER, json.dumps(policy), *inner]
+    argv = [sys.executable, "-I", "-S", _LAUNCHER, json.dumps({"host": os.getpid(), **policy}), *inner]
     return Launch(argv=argv, env=environment, cwd=str(workspace), stop_signal=signal.SIGTERM)

@@ -24,33 +24,43 @@ _CREDENTIAL_FILES = (
     "/etc/ssl/private",
     "/etc/sudoers.d",
 )
-_PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "pyvenv.cfg")
+_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+_PREFIX_PARTS = (
+    "bin", f"lib/python{_VERSION}", f"lib/libpython{_VERSION}.so.1.0", f"include/python{_VERSION}", "pyvenv.cfg",
+)  # fmt: skip
 
 
-def python_paths() -> list[Path]:
+def python_paths(workspace: Path) -> list[Path]:
     """The directories that the running Python interpreter needs and that lie outside the system directories.
 
-    A prefix that is a whole home (or contains one) is reduced to the parts an interpreter has.
+    A prefix that holds a whole home or the workspace is reduced to the parts an interpreter has.
     """
-    candidates = {Path(sys.prefix), Path(sys.base_prefix), Path(os.path.realpath(sys.executable)).parent.parent}
+    programs = (sys.executable, os.path.realpath(sys.executable))
+    candidates = {Path(sys.prefix), Path(sys.base_prefix), *(Path(program).parent.parent for program in programs)}
     home = home_directory()
     found: list[Path] = []
     for prefix in sorted(path.absolute() for path in candidates):
-        whole_home = home == prefix or home.is_relative_to(prefix) or prefix == Path("/")
-        parts = [prefix / part for part in _PREFIX_PARTS] if whole_home else [prefix]
-        found += [part for part in parts if part.exists() and not _in_system(part)]
+        too_wide = home.is_relative_to(prefix) or workspace.is_relative_to(prefix)
+        parts = [prefix / part for part in _PREFIX_PARTS] if too_wide else [prefix]
+        found += [part for part in parts if os.path.exists(part) and not _in_system(part)]
     return found
 
 
-def search_path() -> str:
+def search_path(*, temporary: str) -> str:
     """PATH inside: the directory of the running interpreter first, so that ``python`` is that one."""
-    return ":".join(dict.fromkeys((str(Path(sys.executable).parent), *_SYSTEM_PATH)))
+    directories = (f"{temporary}/bin", *_SYSTEM_PATH) if needs_python_link() else _SYSTEM_PATH
+    return ":".join(dict.fromkeys((str(Path(sys.executable).parent), *directories)))
+
+
+def needs_python_link() -> bool:
+    """Whether the running interpreter has no sibling called ``python``, as on systems with ``python3`` only."""
+    return not os.path.exists(Path(sys.executable).parent / "python")
 
 
 def minimal_environment(*, home: str, temporary: str) -> dict[str, str]:
     """The variables of a sandboxed command; nothing is inherited."""
     return {
-        "PATH": search_path(),
+        "PATH": search_path(temporary=temporary),
         "HOME": home,
         "TMPDIR": temporary,
         "LANG": "C.UTF-8",

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from sterna.errors import SandboxError
 
 _LOAD, _JUMP_EQ, _JUMP_GE, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
+_ALLOW, _ERRNO, _NOTIFY, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x7FC00000, 0x80000000
 _NR_OFFSET, _ARCH_OFFSET, _ARGS_OFFSET = 0, 4, 16
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
 _AF_UNIX = 1
 _NEW_NAMESPACE_FLAGS = 0x7E020000
-# setuid, setgid, and writable by group or others
-_RISKY_MODE_BITS = 0o6022
 
 # Numbers for (x86_64, aarch64); None where the call does not exist.
 _NUMBERS: dict[str, tuple[int | None, int | None]] = {
@@ -45,12 +43,14 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188),
     "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
     "chown": (92, None), "lchown": (94, None), "fchownat": (260, 54),
-    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
-    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
+    "fchmodat2": (452, 452), "utime": (132, None), "utimes": (235, None), "futimesat": (261, None),
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463),
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": (466, 466),
     "file_setattr": (469, 469),
 }  # fmt: skip
+
+SUPERVISED = {"chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "utimensat": (280, 88)}
+"""Calls that Landlock does not judge and that programs need: the launcher carries them out where they are harmless."""
 
 # The C library falls back to a call that the filter can judge when these do not exist.
 _ABSENT = ("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register", "fchmodat2")
@@ -97,8 +97,23 @@ def build_filter() -> bytes:
         code += _jump(_JUMP_GE, _X32_BIT, yes=0, no=1) + _statement(_RETURN, _KILL_PROCESS)
     for name, numbers in _NUMBERS.items():
         if (number := numbers[column]) is not None:
-            code += _rule(number, _CONDITIONS.get(name), errno.ENOSYS if name in _ABSENT else errno.EPERM)
+            code += _rule(number, _CONDITIONS.get(name), _refusal(name))
+    for number in supervised_numbers().values():
+        code += _jump(_JUMP_EQ, number, yes=0, no=1) + _statement(_RETURN, _NOTIFY)
     return code + _statement(_RETURN, _ALLOW)
+
+
+def supervised_numbers() -> dict[str, int]:
+    """The numbers of the supervised calls on this machine."""
+    column = list(_AUDIT_ARCH).index(machine())
+    return {name: number for name, numbers in SUPERVISED.items() if (number := numbers[column]) is not None}
+
+
+def _refusal(name: str) -> int:
+    if name in _ABSENT:
+        return errno.ENOSYS
+    # Programs that preserve access lists then fall back to plain modes.
+    return errno.EOPNOTSUPP if "xattr" in name else errno.EPERM
 
 
 def _rule(number: int, condition: _Condition | None, code: int) -> bytes:

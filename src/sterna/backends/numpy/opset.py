@@ -17,7 +17,7 @@ from sterna.ops.sparse_moe import Experts, sparse_moe
 
 
 class NumpyOps:
-    """Reference arithmetic in float32, or in float64 to measure how much float32 rounds; weights are kept in that type."""
+    """Reference arithmetic in float32, or in float64 to measure what float32 rounds; weights are kept in that type."""
 
     name = "numpy"
 

@@ -8,7 +8,7 @@ from sterna.errors import BackendError
 
 
 class TorchBackend(ModelBackend):
-    """Float32 on ``device`` (``cpu``, ``cuda`` or ``cuda:N``); raises `BackendError` where torch or the device is missing."""
+    """Float32 on ``device`` (``cpu``, ``cuda``, ``cuda:N``); without torch or the device a `BackendError`."""
 
     weight_itemsize = 4
 

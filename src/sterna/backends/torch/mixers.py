@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sterna.config import TextConfig
 from sterna.ops.base import AttentionWeights, GatedDeltaNetWeights, StepContext
 from sterna.ops.gated_delta_net import state_segments
 from sterna.ops.rms_norm import L2_NORM_EPS
-
-Tensor = torch.Tensor
 
 
 def normalise(x: Tensor, eps: float) -> Tensor:

@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sterna.backends.torch.mixers import attention, delta_net, rms_norm
 from sterna.config import TextConfig
 from sterna.ops.base import AttentionWeights, Float32, GatedDeltaNetWeights, Int32, SparseMoeWeights, StepContext
-
-Tensor = torch.Tensor
 
 
 @dataclass(slots=True)

@@ -1,0 +1,35 @@
+// The table of one variant; included once by each file in csrc/variants.
+#pragma once
+
+#include "kernels/attention.h"
+#include "kernels/delta_net.h"
+#include "kernels/elementwise.h"
+#include "kernels/matmul.h"
+
+namespace sterna::STERNA_VARIANT {
+
+static constexpr Kernels make_kernels(const char* name) {
+  Kernels table{};
+  table.name = name;
+  table.block_rows = kMaxRows;
+  table.matmul = matmul;
+  table.swiglu = swiglu;
+  table.rms_norm = rms_norm;
+  table.add = add;
+  table.combine = combine;
+  table.router_weights = router_weights;
+  table.sigmoid = sigmoid_scalar;
+  table.gate_output = gate_output;
+  table.unpack_row = unpack_row;
+  table.head_prepare = head_prepare;
+  table.kv_store = kv_store;
+  table.attention_chunk = attention_chunk;
+  table.attention_merge = attention_merge;
+  table.attention_finish = attention_finish;
+  table.delta_prepare = delta_prepare;
+  table.delta_recurrence = delta_recurrence;
+  table.delta_norm = delta_norm;
+  return table;
+}
+
+}  // namespace sterna::STERNA_VARIANT

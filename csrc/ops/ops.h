@@ -1,0 +1,63 @@
+// The operations of the model (contracts: sterna/ops) over one kernel variant.
+#pragma once
+
+#include "ops/types.h"
+
+namespace sterna {
+
+// Largest number of experts per token.
+constexpr int kMaxTopK = 64;
+
+// One product of several that read the same rows: y [T, w.rows] = x [T, K] w^T.
+struct Projection {
+  const Matrix* weight;
+  float* output;
+};
+
+class Ops {
+ public:
+  explicit Ops(const Kernels& kernels) : kernels_(kernels) {}
+  const char* variant() const { return kernels_.name; }
+
+  // Elements of `source` are row-major in storage type.
+  std::unique_ptr<Matrix> pack_linear(const void* source, int rows, int columns, Format format) const;
+  std::unique_ptr<Experts> pack_experts(const void* gate_up, const void* down, int count, int hidden, int width,
+                                        Format format) const;
+
+  std::unique_ptr<Tensor> embedding(const int32_t* ids, int count, const Matrix& table) const;
+  std::unique_ptr<Tensor> take_rows(const Tensor& x, const int32_t* rows, int count) const;
+  std::unique_ptr<Tensor> concat(const Tensor& a, const Tensor& b) const;
+  void set_rows(Tensor& x, const int32_t* rows, int count, const float* values, int width) const;
+  void add(Tensor& x, const Tensor& y) const;
+  std::unique_ptr<Tensor> rms_norm(const Tensor& x, const Tensor& weight, float eps) const;
+  std::unique_ptr<Tensor> linear(const Tensor& x, const Matrix& weight) const;
+
+  struct MoeWeights {
+    const Matrix& gate;
+    const Experts& experts;
+    const Matrix &shared_gate_proj, &shared_up_proj, &shared_down_proj, &shared_expert_gate;
+  };
+  std::unique_ptr<Tensor> sparse_moe(const Tensor& u, const MoeWeights& weights, int top_k) const;
+
+  struct DeltaNetWeights {
+    const Matrix &in_proj_qkv, &in_proj_z, &in_proj_b, &in_proj_a;
+    const Tensor &conv1d, &A_log, &dt_bias, &norm;
+    const Matrix& out_proj;
+  };
+  std::unique_ptr<Tensor> gated_delta_net(const Tensor& u, const DeltaNetWeights& weights, DeltaNetState& state,
+                                          const Context& context, int key_heads, float eps) const;
+
+  struct AttentionWeights {
+    const Matrix &q_proj, &k_proj, &v_proj, &o_proj;
+    const Tensor &q_norm, &k_norm;
+  };
+  std::unique_ptr<Tensor> gqa_attention(const Tensor& u, const AttentionWeights& weights, KvCache& cache,
+                                        const Context& context, int heads, float eps) const;
+
+ private:
+  void project(const float* x, int rows, int depth, const std::vector<Projection>& projections) const;
+
+  const Kernels& kernels_;
+};
+
+}  // namespace sterna

@@ -1,0 +1,7 @@
+"""``python -m sterna`` is ``sterna``."""
+
+import sys
+
+from sterna.cli.main import main
+
+sys.exit(main())

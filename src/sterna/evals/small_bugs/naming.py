@@ -1,0 +1,67 @@
+"""Renaming of generated code: every canonical name of the family files has a pool of everyday synonyms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from random import Random
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "items": ("items", "values", "numbers", "data", "nums"),
+    "text": ("text", "s", "string", "line"),
+    "words": ("words", "names", "parts", "tokens"),
+    "word": ("word", "name", "part", "token"),
+    "x": ("x", "item", "value", "v"),
+    "n": ("n", "number", "num"),
+    "k": ("k", "size", "step", "width"),
+    "total": ("total", "acc", "sum_"),
+    "result": ("result", "out", "res", "found"),
+    "count": ("count", "c", "hits"),
+    "ch": ("ch", "char", "letter"),
+    "i": ("i", "index", "pos"),
+    "best": ("best", "top", "current"),
+    "table": ("table", "mapping", "d", "lookup"),
+    "key": ("key", "name", "label"),
+    "rows": ("rows", "grid", "matrix", "table"),
+    "row": ("row", "r"),
+    "first": ("first", "a", "left"),
+    "second": ("second", "b", "right"),
+    "low": ("low", "start", "lower"),
+    "high": ("high", "end", "upper"),
+    "limit": ("limit", "bound", "threshold"),
+    "seen": ("seen", "known", "visited"),
+    "amount": ("amount", "value", "quantity"),
+    "target": ("target", "wanted", "goal"),
+    "rate": ("rate", "percent", "factor"),
+    "pairs": ("pairs", "entries", "records"),
+    "left": ("left", "lo", "i"),
+    "right": ("right", "hi", "j"),
+    "prev": ("prev", "last", "before"),
+}
+
+MODULES = (
+    "tools", "helpers", "utils", "calc", "core", "basics", "lib", "funcs", "common", "shapes", "mathx", "textx", "listx",
+    "work", "stats", "extras", "logic", "parts", "units", "simple",
+)  # fmt: skip
+
+
+def rename(source: str, mapping: Mapping[str, str]) -> str:
+    """``source`` with whole words replaced; a name after a dot, such as a method, stays."""
+    if not mapping:
+        return source
+    pattern = r"(?<![\w.'\"])(" + "|".join(sorted(map(re.escape, mapping), key=len, reverse=True)) + r")(?![\w'\"])"
+    return re.sub(pattern, lambda match: mapping[match[1]], source)
+
+
+def choose_names(source: str, rng: Random, *, fixed: Collection[str] = ()) -> dict[str, str]:
+    """A synonym for every canonical name that ``source`` uses but ``fixed``, without two names becoming the same."""
+    present = set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", source))
+    taken = set(present)
+    chosen: dict[str, str] = {}
+    for name in sorted((present & SYNONYMS.keys()) - set(fixed)):
+        pool = [other for other in SYNONYMS[name] if other == name or other not in taken]
+        picked = pool[0] if rng.random() < 0.35 else rng.choice(pool)
+        taken.add(picked)
+        if picked != name:
+            chosen[name] = picked
+    return chosen

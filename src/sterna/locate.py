@@ -1,0 +1,86 @@
+"""Which checkpoint and which backend are used when nobody says, and why."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import sterna
+from sterna import env
+from sterna.backends.base import Backend
+from sterna.errors import BackendError, CheckpointError, UsageError
+
+BACKENDS = {
+    "native": ("sterna.backends.native", "NativeBackend"),
+    "torch": ("sterna.backends.torch", "TorchBackend"),
+    "numpy": ("sterna.backends.numpy", "NumpyBackend"),
+}
+STERNULA_DIRECTORY = Path(sterna.__file__).parent / "data" / "sternula"
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedModel:
+    """A checkpoint directory, a short name for it and the words that say how it was found."""
+
+    directory: Path
+    name: str
+    description: str
+
+
+def locate_model(model: Path | None = None) -> LocatedModel:
+    """``model``, else ``STERNA_MODEL``, else the newest pulled checkpoint, else Sternula from the package."""
+    for directory, why in ((model, "as asked"), (env.get("STERNA_MODEL"), "from STERNA_MODEL")):
+        if directory is not None:
+            return _given(Path(directory).expanduser(), why)
+    pulled = sorted(
+        (path.parent for path in (env.home() / "models").glob("*/config.json")),
+        key=lambda directory: (directory / "config.json").stat().st_mtime,
+    )
+    if pulled:
+        return LocatedModel(pulled[-1], pulled[-1].name, f"{pulled[-1].name} (the newest in {pulled[-1].parent})")
+    if (STERNULA_DIRECTORY / "config.json").is_file():
+        return LocatedModel(STERNULA_DIRECTORY, "sternula", "Sternula (the small model in the package)")
+    raise UsageError(
+        "there is no model: none was given, none is pulled and this installation has no Sternula",
+        hint="name a checkpoint directory: `--model DIR`",
+    )
+
+
+def _given(directory: Path, why: str) -> LocatedModel:
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory} is not a checkpoint, it has no config.json",
+            hint="give the directory that holds config.json and the *.safetensors files",
+        )
+    return LocatedModel(directory, directory.resolve().name, f"{directory} ({why})")
+
+
+def make_backend(name: str = "auto") -> tuple[Backend, str]:
+    """An empty backend and the words that say which and why; ``auto``: the first of native, torch, numpy that runs.
+
+    Raises `BackendError` when the named one cannot run here, `UsageError` for an unknown name.
+    """
+    if name != "auto":
+        if name not in BACKENDS:
+            raise UsageError(f"backend is {name!r}, allowed is auto, {', '.join(BACKENDS)}")
+        return _construct(name), f"backend {name} (as asked)"
+    refused: list[str] = []
+    for candidate in BACKENDS:
+        try:
+            backend = _construct(candidate)
+        except BackendError as error:
+            refused.append(error.message)
+            continue
+        return backend, f"backend {candidate}" + (f" ({'; '.join(refused)})" if refused else "")
+    raise BackendError("no backend runs here: " + "; ".join(refused))
+
+
+def _construct(name: str) -> Backend:
+    module, class_name = BACKENDS[name]
+    try:
+        backend: Backend = getattr(importlib.import_module(module), class_name)()
+    except ImportError as error:
+        hint = "pip install 'sterna[gpu]'" if name == "torch" else "build the extension: pip install ."
+        raise BackendError(f"backend {name} cannot be used: {error}", hint=hint) from error
+    return backend
