@@ -11,8 +11,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from support.golden import BACKENDS, GOLDEN, Piece, Stream, logits_of, open_backend, reference
-from support.random_checkpoint import SMALL, WIDE, RandomCheckpoint
 
 from sterna.checkpoint import Checkpoint, TensorView, expected_tensors
 from sterna.checkpoint.gguf import ARRAY, STRING, GgufFile
@@ -25,6 +23,8 @@ from sterna.errors import CheckpointError, UsageError
 from sterna.ops import tolerances
 from sterna.quant import FORMATS
 from sterna.quant.tensor import QuantizedTensor
+from support.golden import BACKENDS, GOLDEN, Piece, Stream, logits_of, open_backend, reference
+from support.random_checkpoint import SMALL, WIDE, RandomCheckpoint
 
 TOKENIZER = GgufTokenizer(
     model="gpt2",
@@ -93,7 +93,9 @@ def test_file_agrees_with_the_reference_reader(tmp_path: Path) -> None:
     known = {name.format(bid=0) for name in gguf.TENSOR_NAMES.values()}
     for name in by_name:
         stem = name.removesuffix(".weight").removesuffix(".bias")
-        assert stem.replace(f"blk.{stem.split('.')[1]}.", "blk.0.") in known if stem.startswith("blk.") else stem in known
+        assert (
+            stem.replace(f"blk.{stem.split('.')[1]}.", "blk.0.") in known if stem.startswith("blk.") else stem in known
+        )
     router = by_name["blk.1.ffn_gate_inp.weight"]
     assert np.array_equal(router.data, source.arrays["model.language_model.layers.1.mlp.gate.weight"])
     decay = source.arrays["model.language_model.layers.0.linear_attn.A_log"]
@@ -249,7 +251,9 @@ class Rewritten(Mapping[str, Any]):
         for key, value in self.metadata.items():
             head += _text(key) + _value(value)
         for name, (form, shape, raw) in self.tensors.items():
-            head += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), form.ggml_type, offset)
+            head += _text(name) + struct.pack(
+                f"<I{len(shape)}QIQ", len(shape), *reversed(shape), form.ggml_type, offset
+            )
             data += raw.tobytes() + b"\0" * (-raw.size % 32)
             offset = len(data)
         head = b"GGUF" + struct.pack("<IQQ", 3, len(self.tensors), len(self.metadata)) + head
