@@ -167,9 +167,12 @@ def test_nothing_is_taken_from_class_defaults(key: str) -> None:
         parse_model_config(config)
 
 
-def test_a_quantised_checkpoint_is_refused_by_its_method() -> None:
-    with pytest.raises(ConfigError, match="quantization_config names the method 'fp8'"):
-        parse_model_config({**official(), "quantization_config": {"quant_method": "fp8"}})
+def test_an_unknown_quantisation_is_refused_by_its_method() -> None:
+    with pytest.raises(ConfigError, match="quantization_config names the method 'bitsandbytes', allowed is fp8, gptq"):
+        parse_model_config({**official(), "quantization_config": {"quant_method": "bitsandbytes"}})
+    assert parse_model_config({**official(), "quantization_config": {"quant_method": "fp8"}}) == parse_model_config(
+        official()
+    )
 
 
 FILES: list[tuple[bytes, str]] = [

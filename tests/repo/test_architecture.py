@@ -27,6 +27,7 @@ LEVELS = (
 RANK = {unit: rank for rank, level in enumerate(LEVELS) for unit in level}
 # Imports within a level that are meant.
 SIDEWAYS = {
+    ("checkpoint", "ops"), ("checkpoint", "quant"),
     ("types", "errors"), ("config", "errors"), ("env", "errors"),
     ("accounting", "backends.planner"),
     ("backends.planner", "backends.base"), ("backends.planner", "backends.host_memory"),

@@ -12,6 +12,7 @@ import numpy as np
 
 from sterna.checkpoint.layouts import StoredTensors, organise
 from sterna.checkpoint.manifest import GROUPS, TensorSpec, expected_tensors
+from sterna.checkpoint.packed_formats import unpacked
 from sterna.checkpoint.safetensors import SafetensorsFile
 from sterna.checkpoint.tensor_view import TensorView
 from sterna.config import ModelConfig, read_model_config
@@ -34,7 +35,7 @@ class Checkpoint:
         self.directory = Path(directory)
         self.config = read_model_config(self.directory) if config is None else config
         self.files = open_files(self.directory)
-        self._stored: StoredTensors = organise(self.files)
+        self._stored: StoredTensors = organise(unpacked(self.files, self.directory))
         self._shapes = expected_tensors(self.config)
         self.groups = _check(self._stored, self._shapes, self.directory)
 

@@ -10,6 +10,7 @@ The reader trusts nothing: every count, length and offset is checked against the
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import struct
@@ -242,6 +243,6 @@ def _read_tensor(cursor: _Cursor, alignment: int) -> GgufTensor:
 
 def _check_overlap(tensors: Mapping[str, GgufTensor], path: Path) -> None:
     ordered = sorted(tensors.values(), key=lambda each: each.offset)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         if before.offset + before.nbytes > after.offset:
             raise CheckpointError(f"{path}: tensors {before.name!r} and {after.name!r} overlap")

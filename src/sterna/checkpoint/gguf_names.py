@@ -109,7 +109,7 @@ def _layer(prefix: str, block: int, layer_type: str) -> dict[str, Source]:
 
 
 def tiled_to_grouped(config: TextConfig) -> list[int]:
-    """For each value head in official order, its place in the tiled order of GGUF: ``(h % r) * Hk + h // r``, r value heads per key head."""
+    """For each official value head h its place in tiled order, ``(h % r) * Hk + h // r`` with r value heads per key head."""
     keys = config.linear_num_key_heads
     ratio = config.linear_num_value_heads // keys
     return [(h % ratio) * keys + h // ratio for h in range(config.linear_num_value_heads)]

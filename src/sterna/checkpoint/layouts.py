@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from sterna.checkpoint.names import canonical_name, expert_part
-from sterna.checkpoint.safetensors import SafetensorsFile
-from sterna.checkpoint.tensor_view import TensorView
+from sterna.checkpoint.packed_formats import PackedLinear
+from sterna.checkpoint.tensor_view import DTYPES, TensorView
 from sterna.errors import CheckpointError
 
 # Rows of a fused tensor in order: the gate half comes first.
 EXPERT_PROJECTIONS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 Shape = tuple[int, ...]
-_Source = tuple[SafetensorsFile, str]
+Source = Mapping[str, "TensorView | PackedLinear"]
+_Source = tuple[Source, str]
 _Split = dict[tuple[int | None, str], _Source]
 
 
@@ -81,14 +82,14 @@ class StoredTensors:
     def itemsize(self, name: str) -> int:
         """Bytes per stored value."""
         split = self._split_of(name)
-        return _view(self._plain[name] if split is None else next(iter(split.values()))).array.itemsize
+        return DTYPES[_view(self._plain[name] if split is None else next(iter(split.values()))).dtype].itemsize
 
     def _split_of(self, name: str) -> _Split | None:
         prefix, _, fused = name.rpartition(".")
         return self._split.get(prefix) if fused in EXPERT_PROJECTIONS else None
 
 
-def organise(files: Iterable[SafetensorsFile]) -> StoredTensors:
+def organise(files: Iterable[Source]) -> StoredTensors:
     """Sort the tensors of all files by official name; raises `CheckpointError` where two of them mean the same one."""
     plain: dict[str, _Source] = {}
     split: dict[str, _Split] = {}
@@ -119,7 +120,7 @@ def _insert(table: dict, key: object, source: _Source) -> None:
     table[key] = source
 
 
-def _view(source: _Source) -> TensorView:
+def _view(source: _Source) -> TensorView | PackedLinear:
     file, name = source
     return file[name]
 

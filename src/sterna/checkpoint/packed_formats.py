@@ -6,7 +6,7 @@ What is quantised is read from the tensors present, never from a list of names: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from sterna.checkpoint.tensor_view import TensorView
+from sterna.config.fields import load_json
+from sterna.config.reader import QUANTIZATION_METHODS
 from sterna.errors import CheckpointError, ConfigError
 from sterna.quant import awq, compressed_tensors, fp8, gptq, nvfp4
 from sterna.quant.base import Float32
 from sterna.quant.grouped import GroupedInt4
-
-METHODS = ("fp8", "gptq", "auto-round", "awq", "compressed-tensors", "modelopt", "quark")
 
 # Scales of activations and of the KV cache: a weight-only reader does not need them.
 _ACTIVATION_PARTS = ("input_scale", "input_global_scale", "k_scale", "v_scale")
@@ -44,8 +44,9 @@ class Quantization:
 def read_quantization(config: Mapping[str, Any]) -> Quantization:
     """Read a ``quantization_config``; raises `ConfigError` for a method or width that is not implemented."""
     method = config.get("quant_method")
-    if method not in METHODS:
-        raise ConfigError(f"quantization_config.quant_method is {method!r}, allowed is {', '.join(METHODS)}")
+    if method not in QUANTIZATION_METHODS:
+        allowed = ", ".join(QUANTIZATION_METHODS)
+        raise ConfigError(f"quantization_config.quant_method is {method!r}, allowed is {allowed}")
     if method in ("gptq", "awq", "auto-round") and config.get("bits", 4) != 4:
         raise ConfigError(f"quantization_config.bits is {config['bits']!r}, allowed is 4 for method {method}")
     block = config.get("weight_block_size") or (fp8.BLOCK, fp8.BLOCK)
@@ -55,6 +56,21 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization:
     if checkpoint_format not in ("gptq", "gptq_v2"):
         raise ConfigError(f"quantization_config.checkpoint_format is {checkpoint_format!r}, allowed is gptq or gptq_v2")
     return Quantization(method, checkpoint_format, (block[0], block[1]))
+
+
+def unpacked(
+    files: Sequence[Mapping[str, TensorView]], directory: Path
+) -> Sequence[Mapping[str, TensorView | PackedLinear]]:
+    """The files with quantised layers as ``X.weight``, where the directory's ``config.json`` has a ``quantization_config``."""
+    path = directory / "config.json"
+    if not path.exists():
+        return files
+    found = load_json(path.read_bytes(), where=str(path)).get("quantization_config")
+    if found is None:
+        return files
+    if not isinstance(found, dict):
+        raise ConfigError(f"quantization_config of {path} is not an object")
+    return [UnpackedTensors(files, read_quantization(found), path=directory)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from sterna.errors import ConfigError
 
 LAYER_TYPES = ("linear_attention", "full_attention")
 MODEL_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
+# Packs that `sterna.checkpoint.packed_formats` reads; their other settings are checked there.
+QUANTIZATION_METHODS = ("fp8", "gptq", "auto-round", "awq", "compressed-tensors", "modelopt", "quark")
 VISION_MODEL_TYPES = ("qwen3_5_moe", "qwen3_5_moe_vision")
 
 # Keys that `transformers` writes and that do not change the forward pass of inference.
@@ -75,10 +77,10 @@ def parse_model_config(config: Mapping[str, Any], generation: Mapping[str, Any] 
     top = Fields(config, "config")
     top.require("model_type", *MODEL_TYPES)
     quantization = top.section("quantization_config")
-    if quantization is not None:
+    if quantization is not None and quantization.get("quant_method") not in QUANTIZATION_METHODS:
         raise ConfigError(
             f"quantization_config names the method {quantization.get('quant_method')!r}, "
-            "allowed is an unquantised checkpoint"
+            f"allowed is {', '.join(QUANTIZATION_METHODS)}"
         )
     nested = top.section("text_config")
     text_fields = top if nested is None else Fields(nested, "text_config")

@@ -30,10 +30,10 @@ def _encode(weights: Float32, importance: Float32 | None) -> Bytes:
     wanted = np.abs(x).max(axis=-1) / np.float32(127)
     rows = tiles.row_scales(wanted)
     unit = np.where(rows > 0, rows, 1)[..., None]
-    codes = tiles.scale_codes(wanted / unit).astype(np.int16)
-    short = unit * tiles.SCALE_VALUES[codes] * np.float32(127.5) < wanted * 127
-    codes = np.clip(codes + short, 0, 255).astype(np.uint8)
-    codes = np.where(rows[..., None] > 0, codes, 0).astype(np.uint8)
+    nearest = tiles.scale_codes(wanted / unit).astype(np.int16)
+    short = unit * tiles.SCALE_VALUES[nearest] * np.float32(127.5) < wanted * 127
+    raised = np.clip(nearest + short, 0, 255)
+    codes: Bytes = np.where(rows[..., None] > 0, raised, 0).astype(np.uint8)
     q = np.clip(np.rint(x / (unit * tiles.SCALE_VALUES[codes])[..., None]), -127, 127).astype(np.int8)
     packed = tiles.interleave_bytes(q.reshape(weights.shape).view(np.uint8), GROUP)
     return tiles.join_tile(rows, codes, None, packed)

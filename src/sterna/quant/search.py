@@ -167,7 +167,7 @@ class _AffinePiece:
         variance = self._mean(q) - mean_q * mean_q
         scale = np.divide(covariance, variance, out=fallback.copy(), where=variance > 1e-4)
         scale = np.where(scale > 0, scale, fallback)
-        return scale, self.mean_x - scale * mean_q
+        return scale, (self.mean_x - scale * mean_q).astype(np.float32)
 
     def _error(self, q: Float32, scale: Float32, low: Float32) -> Float32:
         q *= scale
