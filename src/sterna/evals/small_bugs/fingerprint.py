@@ -54,7 +54,8 @@ def shape_fingerprint(source: str) -> str:
 
 
 def shape_fingerprints(source: str) -> tuple[str, ...]:
-    """``shape_fingerprint`` of every top-level function and class of a module."""
+    """``shape_fingerprint`` of every top-level function and class of a module, or of a family's body."""
+    source = source.replace("\n%%%\n", "\n")
     tops = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     return tuple(shape_fingerprint(ast.unparse(node)) for node in tops)
 

@@ -6,7 +6,7 @@ import ast
 import copy
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -32,14 +32,18 @@ class Rejected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One function or class of a project: its text, its name, and the lines of its test methods."""
+    """One function or class of a project: its text, its name, and the lines of its test methods.
+
+    ``helper`` is a function that it calls, which may stand in a file of its own; empty if there is none.
+    """
 
     family: str
     name: str
     source: str
     tests: tuple[tuple[str, ...], ...]
     fingerprint: str
-    helpers: str = ""
+    helper: str = ""
+    helper_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ def make_source(family: Family, rng: Random) -> tuple[str, str, dict[str, str]]:
     source = rename(body, mapping)
     for word, new in extra.items():
         source = re.sub(rf"\b{word}\b", new, source)
-    source = re.sub(r"\bC\b" if family.is_class else r"\bf\b", name, source)
+    source = re.sub(r"\bC\b" if family.is_class else r"\bf(?=\()", name, source)
     return source, name, mapping | extra
 
 
@@ -172,6 +176,8 @@ def make_unit(family: Family, rng: Random, *, verbatim: bool = False) -> Unit:
         source, name, mapping = family.bodies[0], family.names[0], dict[str, str]()
     else:
         source, name, mapping = make_source(family, rng)
+    helper, _, main = source.rpartition("\n%%%\n")
+    source = f"{helper}\n\n\n{main}" if helper else main
     fingerprint = instance_fingerprint(source)
     with time_limit():
         if family.is_class:
@@ -182,9 +188,9 @@ def make_unit(family: Family, rng: Random, *, verbatim: bool = False) -> Unit:
             tests = [part for part in (lines[:cut], lines[cut:]) if part]
     if not any(tests):
         raise Rejected
-    if not verbatim:
-        source = _with_doc(source, family.doc, rng)
-    return Unit(family.name, name, source, tuple(map(tuple, tests)), fingerprint)
+    text = main if verbatim else _with_doc(main, family.doc, rng)
+    helper_name = helper[4 : helper.index("(")] if helper else ""
+    return Unit(family.name, name, text, tuple(map(tuple, tests)), fingerprint, helper, helper_name)
 
 
 def _draw_unit(draw: Draw, rng: Random) -> Unit:
@@ -219,23 +225,38 @@ def _test_module(modules: dict[str, list[Unit]], rng: Random, title: str) -> str
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
+def _module_text(units: list[Unit], imports: list[str]) -> str:
+    parts = [text for unit in units for text in (unit.helper, unit.source) if text]
+    return "".join(f"{line}\n" for line in imports) + ("\n\n" if imports else "") + "\n\n\n".join(parts) + "\n"
+
+
 def _layout(units: list[Unit], rng: Random) -> tuple[dict[str, str], dict[str, str]]:
-    """The files of a project and, per function name, the file that holds it."""
+    """The files of a project and, per name of a function or class, the file that holds it."""
     names = rng.sample(MODULES, 2)
+    helpers = [unit for unit in units if unit.helper]
+    if helpers and rng.random() < 0.6:
+        bare = [replace(unit, helper="") for unit in units]
+        text = "\n\n\n".join(unit.helper for unit in helpers) + "\n"
+        line = f"from {names[1]} import {', '.join(sorted(unit.helper_name for unit in helpers))}"
+        files = {f"{names[0]}.py": _module_text(bare, [line]), f"{names[1]}.py": text}
+        files[f"test_{names[0]}.py"] = _test_module({names[0]: units}, rng, names[0])
+        where = {unit.name: f"{names[0]}.py" for unit in units}
+        return files, where | {unit.helper_name: f"{names[1]}.py" for unit in helpers}
     split = len(units) > 1 and rng.random() < 0.3
     groups = {names[0]: units[:1], names[1]: units[1:]} if split else {names[0]: units}
-    files = {f"{module}.py": "\n\n\n".join(unit.source for unit in part) + "\n" for module, part in groups.items()}
+    files = {f"{module}.py": _module_text(part, []) for module, part in groups.items()}
     if split and rng.random() < 0.5:
         for module, part in groups.items():
             files[f"test_{module}.py"] = _test_module({module: part}, rng, module)
     else:
         files[f"test_{names[0]}.py"] = _test_module(groups, rng, names[0])
-    return files, {unit.name: f"{module}.py" for module, part in groups.items() for unit in part}
+    where = {name: f"{m}.py" for m, part in groups.items() for unit in part for name in (unit.name, unit.helper_name)}
+    return files, where
 
 
-def _break(files: dict[str, str], path: str, unit: Unit, rng: Random) -> tuple[Mutation, dict[str, str]]:
-    """A mutation of ``unit`` in ``files`` that its tests notice."""
-    candidates = find_mutations(files[path], function=unit.name)
+def _break(files: dict[str, str], path: str, function: str, rng: Random) -> tuple[Mutation, dict[str, str]]:
+    """A mutation of ``function`` in ``files`` that the tests notice."""
+    candidates = find_mutations(files[path], function=function)
     kinds: dict[str, list[Mutation]] = {}
     for candidate in candidates:
         kinds.setdefault(candidate.kind, []).append(candidate)
@@ -262,17 +283,19 @@ def build_project(rng: Random, draw: Draw, *, split: str, seed: int, units: int)
     drawn: list[Unit] = []
     while len(drawn) < units:
         unit = _draw_unit(draw, rng)
-        if all(unit.name != other.name and unit.family != other.family for other in drawn):
+        taken = {name for other in drawn for name in (other.name, other.family, other.helper_name) if name}
+        if not taken & {unit.name, unit.family, unit.helper_name}:
             drawn.append(unit)
     files, where = _layout(drawn, rng)
     target = rng.choice(drawn)
-    path = where[target.name]
-    mutation, broken = _break(files, path, target, rng)
+    function = target.helper_name if target.helper and rng.random() < 0.4 else target.name
+    path = where[function]
+    mutation, broken = _break(files, path, function, rng)
     old = files[path].split("\n")[mutation.line - 1].strip()
     new = broken[path].split("\n")[mutation.line - 1].strip()
     return Project(
         name=f"{split}-{seed}", split=split, seed=seed, files=broken, fixed_files=files,
-        bug=f"{path} line {mutation.line}: `{old}` became `{new}`", family=target.family, function=target.name,
+        bug=f"{path} line {mutation.line}: `{old}` became `{new}`", family=target.family, function=function,
         path=path, line=mutation.line, kind=mutation.kind, fingerprints=tuple(unit.fingerprint for unit in drawn),
         source=f"standard library, {target.family}" if draw.verbatim else "generated",
         licence=REAL_CODE_LICENCE if draw.verbatim else "Apache-2.0",

@@ -59,11 +59,6 @@ def _matrix(rng: Random) -> list[list[int]]:
     return [[rng.randint(0, 9) for _ in range(columns)] for _ in range(rows)]
 
 
-def _square(rng: Random) -> list[list[int]]:
-    size = rng.randint(2, 3)
-    return [[rng.randint(0, 9) for _ in range(size)] for _ in range(size)]
-
-
 def _nested(rng: Random) -> list[list[int]]:
     return [[rng.randint(1, 9) for _ in range(rng.randint(0, 2))] for _ in range(3)]
 
@@ -75,6 +70,19 @@ def _intervals(rng: Random) -> list[tuple[int, int]]:
 
 def _maybe(rng: Random) -> list[int | None]:
     return [rng.choice((None, rng.randint(1, 9), rng.randint(1, 9))) for _ in range(4)]
+
+
+def _orders(rng: Random) -> list[dict[str, int]]:
+    return [{"price": rng.randint(1, 9), "count": rng.randint(1, 4)} for _ in range(rng.randint(1, 2))]
+
+
+def _people(rng: Random) -> list[dict[str, str | int]]:
+    return [{"name": name, "age": rng.randint(15, 21)} for name in rng.sample(NAMES, 2)]
+
+
+def _square(rng: Random) -> list[list[int]]:
+    size = rng.randint(2, 3)
+    return [[rng.randint(0, 9) for _ in range(size)] for _ in range(size)]
 
 
 TYPES: dict[str, Callable[[Random], Any]] = {
@@ -107,6 +115,10 @@ TYPES: dict[str, Callable[[Random], Any]] = {
     "pairs": _pairs,
     "matrix": _matrix,
     "square": _square,
+    "square1": lambda rng: [[rng.randint(0, 9) for _ in range(2)] for _ in range(2)],
+    "in01": lambda rng: rng.randint(0, 1),
+    "orders": _orders,
+    "people": _people,
     "nested": _nested,
     "intervals": _intervals,
     "maybe": _maybe,
