@@ -258,7 +258,7 @@ def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
         trainer.stopping = True
         signal.signal(number, previous[number])
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:
         signal.signal(number, request_stop)
     try:

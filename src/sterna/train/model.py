@@ -7,6 +7,7 @@ Matrices that read the same input are multiplied as one. Source: specification, 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -182,10 +183,11 @@ class LanguageModel(nn.Module):
     def forward(self, token_ids: Tensor, *, cos: Tensor, sin: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """``token_ids [B, T]`` -> hidden states after the final norm ``[B, T, D]``, mean balance loss of the layers."""
         x = F.embedding(token_ids, self.embed_tokens.weight)
-        next_norms = [layer.input_layernorm.weight for layer in self.layers][1:] + [self.norm.weight]
-        u = pointwise.rms_norm(x, self.layers[0].input_layernorm.weight)
+        layers: list[Any] = list(self.layers)
+        next_norms = [layer.input_layernorm.weight for layer in layers][1:] + [self.norm.weight]
+        u = pointwise.rms_norm(x, layers[0].input_layernorm.weight)
         balances = []
-        for layer, next_norm in zip(self.layers, next_norms, strict=True):
+        for layer, next_norm in zip(layers, next_norms, strict=True):
             x, branch, balance = layer(x, u, cos=cos, sin=sin, valid=valid)
             x, u = pointwise.add_rms_norm(x, branch, next_norm)
             balances.append(balance)
@@ -218,7 +220,7 @@ class MultiTokenPredictor(nn.Module):
         embedded = pointwise.rms_norm(next_embedding, self.pre_fc_norm_embedding.weight)
         hidden = pointwise.rms_norm(hidden, self.pre_fc_norm_hidden.weight)
         x = F.linear(torch.cat((embedded, hidden), dim=-1), self.fc.weight)
-        layer = self.layers[0]
+        layer: Any = self.layers[0]
         u = pointwise.rms_norm(x, layer.input_layernorm.weight)
         x, branch, balance = layer(x, u, cos=cos, sin=sin, valid=valid)
         return pointwise.add_rms_norm(x, branch, self.norm.weight)[1], balance

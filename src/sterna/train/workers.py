@@ -126,7 +126,7 @@ def _accumulate(model: TrainingModel, batches: list[MicroBatch], share: _Share) 
         terms = objective(model, batch, with_mtp=share.with_mtp)
         part = batch.tokens / share.tokens
         loss = (terms.loss + share.mtp_weight * terms.mtp) / share.weight
-        (loss + share.balance_weight * part * terms.balance).backward()  # type: ignore[no-untyped-call]
+        (loss + share.balance_weight * part * terms.balance).backward()
         spoken = batch.weights[tuple(terms.positions.unbind(1))] >= SPOKEN_WEIGHT
         sums.add(
             StepSums(

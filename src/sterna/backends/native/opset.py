@@ -57,24 +57,17 @@ class NativeOpSet:
     # per pass --------------------------------------------------------------------------------------------------------
 
     def prepare(self, context: StepContext) -> StepContext:
-        return replace(
-            context,
-            device=_native.Context(
-                *(
-                    np.ascontiguousarray(array, np.int32)
-                    for array in (
-                        context.cu_seqlens,
-                        context.context_lens,
-                        context.block_tables,
-                        context.slot_mapping,
-                        context.state_slots,
-                        context.snapshot_at,
-                    )
-                ),
-                np.ascontiguousarray(context.cos, np.float32),
-                np.ascontiguousarray(context.sin, np.float32),
-            ),
+        device = _native.Context(
+            cu_seqlens=np.ascontiguousarray(context.cu_seqlens, np.int32),
+            context_lens=np.ascontiguousarray(context.context_lens, np.int32),
+            block_tables=np.ascontiguousarray(context.block_tables, np.int32),
+            slot_mapping=np.ascontiguousarray(context.slot_mapping, np.int32),
+            state_slots=np.ascontiguousarray(context.state_slots, np.int32),
+            snapshot_at=np.ascontiguousarray(context.snapshot_at, np.int32),
+            cos=np.ascontiguousarray(context.cos, np.float32),
+            sin=np.ascontiguousarray(context.sin, np.float32),
         )
+        return replace(context, device=device)
 
     def embedding(self, token_ids: Int32, weight: _native.Matrix) -> _native.Tensor:
         return self._ops.embedding(np.ascontiguousarray(token_ids, np.int32), weight)

@@ -49,7 +49,9 @@ def rename(source: str, mapping: Mapping[str, str]) -> str:
     """``source`` with whole words replaced; a name after a dot (a method) or before ``=`` (a keyword) stays."""
     if not mapping:
         return source
-    pattern = r"(?<![\w.'\"])(" + "|".join(sorted(map(re.escape, mapping), key=len, reverse=True)) + r")(?![\w'\"]|=[^=])"
+    pattern = (
+        r"(?<![\w.'\"])(" + "|".join(sorted(map(re.escape, mapping), key=len, reverse=True)) + r")(?![\w'\"]|=[^=])"
+    )
     return re.sub(pattern, lambda match: mapping[match[1]], source)
 
 

@@ -274,7 +274,8 @@ def make_episode(seed: int, *, easy: bool = False) -> Episode:
     if draw > 1 - OTHER_SHARES["answer"]:
         script = _Script(project, rng, thinking=thinking, task=rng.choice(QUESTIONS))
         _answer(script)
-        return Episode(text := render(script.messages, tools=agent_tools()), *_spans(text, script.turns), kind="answer")
+        text = render(script.messages, tools=agent_tools())
+        return Episode(text, *_spans(text, script.turns), kind="answer")
     script = _Script(project, rng, thinking=thinking)
     kind = "repair"
     if draw < OTHER_SHARES["chat"] + OTHER_SHARES["passing"]:

@@ -42,7 +42,9 @@ def _bare() -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    # the stubs of the library lack these arguments
+    decoder: Any = decoders.ByteLevel
+    tokenizer.decoder = decoder(add_prefix_space=False, trim_offsets=False, use_regex=False)
     return tokenizer
 
 
