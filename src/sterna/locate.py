@@ -56,19 +56,21 @@ def _given(directory: Path, why: str) -> LocatedModel:
     return LocatedModel(directory, directory.resolve().name, f"{directory} ({why})")
 
 
-def make_backend(name: str = "auto") -> tuple[Backend, str]:
+def make_backend(name: str = "auto", *, float32_cache: bool = False) -> tuple[Backend, str]:
     """An empty backend and the words that say which and why; ``auto``: the first of native, torch, numpy that runs.
+
+    ``float32_cache`` keeps keys and values unrounded, for comparisons with other engines.
 
     Raises `BackendError` when the named one cannot run here, `UsageError` for an unknown name.
     """
     if name != "auto":
         if name not in BACKENDS:
             raise UsageError(f"backend is {name!r}, allowed is auto, {', '.join(BACKENDS)}")
-        return _construct(name), f"backend {name} (as asked)"
+        return _construct(name, float32_cache=float32_cache), f"backend {name} (as asked)"
     refused: list[str] = []
     for candidate in BACKENDS:
         try:
-            backend = _construct(candidate)
+            backend = _construct(candidate, float32_cache=float32_cache)
         except BackendError as error:
             refused.append(error.message)
             continue
@@ -76,10 +78,12 @@ def make_backend(name: str = "auto") -> tuple[Backend, str]:
     raise BackendError("no backend runs here: " + "; ".join(refused))
 
 
-def _construct(name: str) -> Backend:
+def _construct(name: str, *, float32_cache: bool) -> Backend:
     module, class_name = BACKENDS[name]
+    # numpy and torch never round what they cache.
+    options = {"kv_dtype": "float32"} if float32_cache and name == "native" else {}
     try:
-        backend: Backend = getattr(importlib.import_module(module), class_name)()
+        backend: Backend = getattr(importlib.import_module(module), class_name)(**options)
     except ImportError as error:
         hint = "pip install 'sterna[gpu]'" if name == "torch" else "build the extension: pip install ."
         raise BackendError(f"backend {name} cannot be used: {error}", hint=hint) from error

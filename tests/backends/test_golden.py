@@ -12,7 +12,7 @@ from sterna.backends.common import ModelBackend
 from sterna.checkpoint import Checkpoint
 from sterna.config import RopeParameters
 from sterna.ops import tolerances
-from support.golden import GOLDEN, Piece, Stream, batch_of, image_prompt, logits_of, open_backend, reference
+from support.golden import BACKENDS, GOLDEN, Piece, Stream, batch_of, image_prompt, logits_of, open_backend, reference
 
 
 def ids() -> np.ndarray:
@@ -112,6 +112,6 @@ def test_yarn(backend: ModelBackend) -> None:
     checkpoint = Checkpoint(GOLDEN, replace(config, text=replace(config.text, rope_parameters=YARN)))
     with np.load(GOLDEN / "yarn.npz") as stored:
         expected, rows = stored["logits"], stored["rows"]
-    logits = logits_of(open_backend(type(backend), checkpoint), Piece(Stream(), ids()))
+    logits = logits_of(open_backend(BACKENDS[backend.name], checkpoint), Piece(Stream(), ids()))
     assert_golden(logits[rows], expected)
     assert np.abs(expected - full()[rows]).max() > tolerances.NEGATIVE_CONTROL

@@ -8,7 +8,7 @@ import pytest
 from sterna.backends.common import ModelBackend
 from sterna.errors import BackendError
 from sterna.ops import tolerances
-from support.golden import Piece, Stream, batch_of, logits_of, open_backend, reference
+from support.golden import BACKENDS, Piece, Stream, batch_of, logits_of, open_backend, reference
 
 N, M = 65, 30
 
@@ -111,7 +111,7 @@ def test_blocks_and_states_survive_export_into_a_new_backend(backend: ModelBacke
     blocks, state = backend.export_blocks([4, 9, 2, 7, 11]), backend.snapshot_state(0)
     expected = logits_of(backend, Piece(stream, ids()[N:90]))
 
-    other = open_backend(type(backend))
+    other = open_backend(BACKENDS[backend.name])
     assert other.fingerprint() == backend.fingerprint()
     other.import_blocks([0, 1, 2, 3, 4], blocks)
     other.restore_state(6, state)

@@ -50,7 +50,7 @@ def brute_force(logits, params, prompt=(), output=()):
     total = sum(w for _, w in weights)
     kept, cumulative = [], 0.0
     for i, w in weights:
-        if cumulative >= params.top_p * total:
+        if params.top_p < 1.0 and cumulative >= params.top_p * total:
             break
         kept.append((i, w))
         cumulative += w

@@ -33,7 +33,7 @@ CONFIG = TextConfig(
     max_position_embeddings=4096,
     rope_parameters=RopeParameters(1e4, 0.5, (2, 1, 1)),
 )
-BLOCK_SIZE = 8
+BLOCK_SIZE = 16
 
 
 def delta_rule_case(tokens: int, seed: int = 0) -> dict[str, np.ndarray]:

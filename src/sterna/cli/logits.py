@@ -130,7 +130,7 @@ def compute_logits(backend: Backend, token_ids: list[int], sizes: list[int]) -> 
 def _make_backend(name: str) -> Backend:
     from sterna.locate import make_backend
 
-    return make_backend(name)[0]
+    return make_backend(name, float32_cache=True)[0]
 
 
 def _chunks(text: str) -> list[int]:
