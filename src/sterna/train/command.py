@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", default=",".join(STEPS), help="steps to do, of data,train,export (default: all of them)"
     )
+    parser.add_argument(
+        "--start-from", type=Path, metavar="FILE", help="checkpoint.pt of another run to continue under a new schedule"
+    )
     parser.add_argument("--data-episodes", type=int, default=50_000, help="episodes that the data step generates")
     parser.add_argument("--json", action="store_true", help="the last line of standard output is the result as JSON")
     for name, help_text in SETTING_HELP.items():
@@ -104,6 +107,7 @@ def _trainer(args: argparse.Namespace, *, data: Path, tokenizer: Path) -> Any:
         out=args.out / "run",
         shape=ModelShape(),
         settings=TrainSettings(**chosen),
+        start_from=args.start_from,
         vocabulary=Vocabulary.load(tokenizer / "tokenizer.json"),
     )
 

@@ -81,13 +81,17 @@ def keep_freed_memory() -> None:
 
 @dataclass
 class Trainer:
-    """One training run in the directory ``out``: ``checkpoint.pt``, ``metrics.jsonl``, ``curves.png``."""
+    """One training run in the directory ``out``: ``checkpoint.pt``, ``metrics.jsonl``, ``curves.png``.
+
+    ``start_from`` is the checkpoint of another run whose weights this one continues under a schedule of its own.
+    """
 
     data: Path
     out: Path
     shape: ModelShape
     settings: TrainSettings
     vocabulary: Vocabulary
+    start_from: Path | None = None
     progress: Progress = field(default_factory=Progress)
     stopping: bool = False
 
@@ -116,6 +120,8 @@ class Trainer:
         )
         if self.checkpoint_path.exists():
             self._resume()
+        elif self.start_from is not None:
+            self._take_weights(self.start_from)
 
     @property
     def checkpoint_path(self) -> Path:
@@ -211,14 +217,17 @@ class Trainer:
             os.fsync(file.fileno())
         os.replace(temporary, self.checkpoint_path)
 
-    def _resume(self) -> None:
-        state = read_checkpoint(self.checkpoint_path)
+    def _take_weights(self, path: Path) -> dict[str, Any]:
+        """Weights and optimizer state of a checkpoint; schedule, data and counters stay as they are."""
+        state = read_checkpoint(path)
         if state["shape"] != asdict(self.shape):
-            raise CheckpointError(
-                f"{self.checkpoint_path} has another shape: {state['shape']}", hint="train in another directory"
-            )
+            raise CheckpointError(f"{path} has another shape: {state['shape']}", hint="train in another directory")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        return state
+
+    def _resume(self) -> None:
+        state = self._take_weights(self.checkpoint_path)
         self.stream.restore(state["stream"])
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["rng"])

@@ -14,7 +14,7 @@ from sterna.evals.small_bugs.family import Family, load_families
 from sterna.evals.small_bugs.fingerprint import instance_fingerprint
 from sterna.evals.small_bugs.inprocess import run_inprocess, time_limit
 from sterna.evals.small_bugs.mutate import Mutation, find_mutations
-from sterna.evals.small_bugs.naming import MODULES, choose_names, rename
+from sterna.evals.small_bugs.naming import MEANINGLESS, MODULES, choose_names, rename
 from sterna.evals.small_bugs.project import Project
 from sterna.evals.small_bugs.real_code import LICENCE as REAL_CODE_LICENCE
 from sterna.evals.small_bugs.real_code import real_families
@@ -23,6 +23,7 @@ from sterna.evals.small_bugs.values import WORDS, sample
 EVAL_BUCKETS = 10
 """One function text in ten is kept for ``unseen-instances``; training never uses it."""
 MAX_EXPECTED_CHARS = 60
+FRESH_SHARE = 0.4
 KIND_WEIGHTS = {"variable": 0.8, "call": 1.0, "string": 0.7}
 
 
@@ -48,11 +49,15 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Where units come from: families, which of their instances are allowed, and whether they stay as they are."""
+    """Where units come from: families, which of their instances are allowed, and whether they stay as they are.
+
+    ``fresh`` is the share of names that say nothing: training needs them to teach copying, evaluations have none.
+    """
 
     families: tuple[Family, ...]
     accept: Callable[[str], bool]
     verbatim: bool = False
+    fresh: float = 0.0
 
 
 def in_eval_bucket(fingerprint: str) -> bool:
@@ -75,12 +80,12 @@ def _with_doc(source: str, doc: str, rng: Random) -> str:
     return f'{head}\n    """{doc}"""\n{body}'
 
 
-def make_source(family: Family, rng: Random) -> tuple[str, str, dict[str, str]]:
+def make_source(family: Family, rng: Random, *, fresh: float = 0.0) -> tuple[str, str, dict[str, str]]:
     """One instance: its source, its name and the renaming that tests of a class need."""
     body = rng.choice(family.bodies)
     name = rng.choice(family.names)
     fixed = {word for word, _ in family.renames} | set(re.findall(r"(?:self\.|def )(\w+)", body))
-    mapping = choose_names(body, rng, fixed=fixed) | _constants(body + " ".join(family.edges), rng)
+    mapping = choose_names(body, rng, fixed=fixed, fresh=fresh) | _constants(body + " ".join(family.edges), rng)
     taken = set(mapping.values())
     if name in taken or re.search(rf"\b{name}\b", body):
         raise Rejected
@@ -167,15 +172,16 @@ def _class_tests(family: Family, source: str, name: str, mapping: dict[str, str]
     return methods
 
 
-def make_unit(family: Family, rng: Random, *, verbatim: bool = False) -> Unit:
+def make_unit(family: Family, rng: Random, *, verbatim: bool = False, fresh: float = 0.0) -> Unit:
     """One tested function or class of ``family``; raises ``Rejected`` when the draw is unusable.
 
-    ``verbatim`` keeps the text as it is: real code has names, comments and literals of its own.
+    ``verbatim`` keeps the text as it is: real code has names, comments and literals of its own. ``fresh`` is the share
+    of variables with a name that says nothing.
     """
     if verbatim:
         source, name, mapping = family.bodies[0], family.names[0], dict[str, str]()
     else:
-        source, name, mapping = make_source(family, rng)
+        source, name, mapping = make_source(family, rng, fresh=fresh)
     helper, _, main = source.rpartition("\n%%%\n")
     source = f"{helper}\n\n\n{main}" if helper else main
     fingerprint = instance_fingerprint(source)
@@ -196,7 +202,7 @@ def make_unit(family: Family, rng: Random, *, verbatim: bool = False) -> Unit:
 def _draw_unit(draw: Draw, rng: Random) -> Unit:
     for _ in range(400):
         try:
-            unit = make_unit(rng.choice(draw.families), rng, verbatim=draw.verbatim)
+            unit = make_unit(rng.choice(draw.families), rng, verbatim=draw.verbatim, fresh=draw.fresh)
         except (Rejected, KeyboardInterrupt):
             continue
         if draw.accept(unit.fingerprint):
@@ -230,9 +236,11 @@ def _module_text(units: list[Unit], imports: list[str]) -> str:
     return "".join(f"{line}\n" for line in imports) + ("\n\n" if imports else "") + "\n\n\n".join(parts) + "\n"
 
 
-def _layout(units: list[Unit], rng: Random) -> tuple[dict[str, str], dict[str, str]]:
+def _layout(units: list[Unit], rng: Random, *, fresh: float) -> tuple[dict[str, str], dict[str, str]]:
     """The files of a project and, per name of a function or class, the file that holds it."""
     names = rng.sample(MODULES, 2)
+    if fresh and rng.random() < fresh:
+        names = [f"{word}s" for word in rng.sample(MEANINGLESS, 2)]
     helpers = [unit for unit in units if unit.helper]
     if helpers and rng.random() < 0.6:
         bare = [replace(unit, helper="") for unit in units]
@@ -286,7 +294,7 @@ def build_project(rng: Random, draw: Draw, *, split: str, seed: int, units: int)
         taken = {name for other in drawn for name in (other.name, other.family, other.helper_name) if name}
         if not taken & {unit.name, unit.family, unit.helper_name}:
             drawn.append(unit)
-    files, where = _layout(drawn, rng)
+    files, where = _layout(drawn, rng, fresh=draw.fresh)
     target = rng.choice(drawn)
     function = target.helper_name if target.helper and rng.random() < 0.4 else target.name
     path = where[function]
@@ -304,7 +312,7 @@ def build_project(rng: Random, draw: Draw, *, split: str, seed: int, units: int)
 
 def _draw_of(split: str) -> Draw:
     if split == "training":
-        return Draw(load_families(), lambda fingerprint: not in_eval_bucket(fingerprint))
+        return Draw(load_families(), lambda fingerprint: not in_eval_bucket(fingerprint), fresh=FRESH_SHARE)
     if split == "unseen-instances":
         return Draw(load_families(), in_eval_bucket)
     if split == "unseen-families":

@@ -10,8 +10,9 @@ from sterna.chat.messages import Message, ToolCall
 from sterna.evals.small_bugs.generate import generate_from_families
 from sterna.evals.small_bugs.inprocess import TestRun, run_inprocess
 from sterna.evals.small_bugs.mutate import Mutation, find_mutations
+from sterna.evals.small_bugs.naming import MODULES, fresh_name
 from sterna.evals.small_bugs.project import Project
-from sterna.train.sternula.observe import FIRST, PYTHONS, TEST, Shell, concatenated, folder_name
+from sterna.train.sternula.observe import FIRST, PYTHONS, TEST, Shell, folder_name, read_command, read_output
 from sterna.train.sternula.render import agent_tools, render, system_prompt
 from sterna.train.sternula.words import CHAT, DEFAULT_TASK, QUESTIONS, REASONS, TASKS
 
@@ -19,6 +20,8 @@ THINKING_SHARE = 0.65
 ATTEMPTS = (0.62, 0.24, 0.1, 0.04)
 """Shares of episodes with 0, 1, 2 and 3 wrong tries before the right one."""
 REAL_CODE_SHARE = 0.04
+STUMBLE_SHARE = 0.12
+"""Chance, before each try, of a call that the editor refuses; only what comes after it is learnt."""
 OTHER_SHARES = {"passing": 0.015, "answer": 0.02, "chat": 0.01}
 
 
@@ -122,6 +125,7 @@ class _Script:
         task = task or (DEFAULT_TASK if rng.random() < 0.6 else rng.choice(TASKS))
         self.messages = [Message("system", system_prompt()), Message("user", task)]
         self.turns: list[_Turn] = []
+        self.stumbled = False
 
     def say(self, thought: str, calls: list[ToolCall], *, text: str = "", learnt: list[bool] | None = None) -> None:
         """An assistant turn; in instruct mode the thought is not written."""
@@ -147,8 +151,8 @@ class _Script:
 
     def read(self, output: str) -> None:
         sources = sorted(path for path in self.files if not path.startswith("test"))
-        self.say(f"{failure_text(output)} Read {' '.join(sources)}.", [_bash("cat " + " ".join(sources))])
-        self.hear(concatenated(self.files, sources))
+        self.say(f"{failure_text(output)} Read {' '.join(sources)}.", [_bash(read_command(sources))])
+        self.hear(read_output(self.files, sources))
 
     def attempt(self, edit: Edit, undo: Edit | None) -> None:
         """One try: perhaps put back the line of the last one, change a line, run the tests."""
@@ -156,14 +160,16 @@ class _Script:
         results: list[str] = []
         learnt = [edit.right]
         thought = ""
+        if self.stumbled:
+            thought, self.stumbled = "The edit failed. ", False
         if undo is not None:
-            thought = "Still wrong: "
+            thought += "Still wrong: "
             if (undo.path, undo.line) != (edit.path, edit.line):
                 call, self.files, result = edit_call(self.files, undo.path, undo.line, undo.new)
                 calls.append(call)
                 results.append(result)
                 learnt.append(edit.right)
-                thought = "Still wrong. Put it back. "
+                thought = thought.removesuffix("Still wrong: ") + "Still wrong. Put it back. "
         current = self.files[edit.path].split("\n")[edit.line - 1]
         thought += suspect_text(current, edit.kind)
         call, self.files, result = edit_call(self.files, edit.path, edit.line, edit.new)
@@ -173,6 +179,30 @@ class _Script:
         output = self.test_output(run)
         self.say(thought, [*calls, call, _bash(TEST)], learnt=[*learnt, edit.right, True])
         self.hear(*results, result, output)
+
+    def stumble(self, edit: Edit) -> None:
+        """A call that the editor refuses: a wrong file, a line that is not there, or nothing changed."""
+        old = self.files[edit.path].split("\n")[edit.line - 1]
+        path, new = edit.path, edit.new
+        draw = self.rng.random()
+        if draw < 0.4:
+            path = f"{self.rng.choice([name for name in MODULES if f'{name}.py' not in self.files])}.py"
+            result = f"error: {path} does not exist"
+        elif draw < 0.8:
+            names = re.findall(r"\b[a-z]\w*\b", old) or ["x"]
+            old = re.sub(rf"\b{self.rng.choice(names)}\b", fresh_name(self.rng), old)
+            if old in self.files[path]:
+                return
+            result = f"error: old_str was not found in {path}"
+        else:
+            new = old
+            result = "error: old_str and new_str are the same, the edit would change nothing"
+        arguments = {"command": "str_replace", "path": path, "old_str": old, "new_str": new}
+        output = self.test_output(self.run())
+        call = ToolCall("str_replace_editor", arguments)
+        self.say(suspect_text(old, edit.kind), [call, _bash(TEST)], learnt=[False, False, True])
+        self.hear(result, output)
+        self.stumbled = True
 
     def finish(self) -> None:
         self.say("OK. Done.", [ToolCall("submit", {})], text=f"Fixed {self.project.path}; the tests pass.")
@@ -211,11 +241,12 @@ def _repair(script: _Script, wrong: int) -> None:
     output = script.start()
     script.read(output)
     undo: Edit | None = None
-    for edit in _wrong_edits(project, wrong, rng):
+    right = Edit(project.path, project.line, project.fixed_line, project.kind, right=True)
+    for edit in [*_wrong_edits(project, wrong, rng), right]:
+        if rng.random() < STUMBLE_SHARE:
+            script.stumble(edit)
         script.attempt(edit, undo)
         undo = Edit(edit.path, edit.line, lines[edit.line - 1], edit.kind, right=False)
-    right = Edit(project.path, project.line, project.fixed_line, project.kind, right=True)
-    script.attempt(right, undo)
     script.finish()
 
 

@@ -73,6 +73,13 @@ class Shell:
         return "\n".join(sorted(files))
 
 
-def concatenated(files: Mapping[str, str], paths: list[str]) -> str:
-    """What ``cat`` of ``paths`` prints, without the last newline."""
-    return "".join(files[path] for path in paths).rstrip("\n")
+def read_command(paths: list[str]) -> str:
+    """The command that prints the files; several get a line with the name above each."""
+    return f"cat {paths[0]}" if len(paths) == 1 else f"tail -n +1 {' '.join(paths)}"
+
+
+def read_output(files: Mapping[str, str], paths: list[str]) -> str:
+    """What `read_command` prints, without the last newline."""
+    if len(paths) == 1:
+        return files[paths[0]].rstrip("\n")
+    return "\n".join(f"==> {path} <==\n{files[path]}" for path in paths).rstrip("\n")
