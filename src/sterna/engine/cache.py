@@ -7,6 +7,7 @@ either to a running sequence or, as a snapshot, to the tree.
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from typing import Protocol
 
 from sterna.engine.block_pool import BlockPool
@@ -23,6 +24,30 @@ class Copier(Protocol):
 
     def copy_blocks(self, pairs: Items[tuple[int, int]]) -> None:
         """Copy KV blocks (source, target)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheAudit:
+    """Where every block and state slot is: free, kept for reuse, in use; ``lost`` ones are none of these."""
+
+    blocks: int
+    free_blocks: int
+    kept_blocks: int
+    used_blocks: int
+    states: int
+    free_states: int
+    kept_states: int
+    used_states: int
+
+    @property
+    def lost_blocks(self) -> int:
+        """Blocks that nobody will ever free."""
+        return self.blocks - self.free_blocks - self.kept_blocks - self.used_blocks
+
+    @property
+    def lost_states(self) -> int:
+        """State slots that nobody will ever free."""
+        return self.states - self.free_states - self.kept_states - self.used_states
 
 
 class Cache:
@@ -49,6 +74,19 @@ class Cache:
     def capacity_tokens(self) -> int:
         """Tokens that a sequence on its own can hold."""
         return self.blocks.num_blocks * self.block_size
+
+    def audit(self, running: Items[Sequence] = ()) -> CacheAudit:
+        """Count every block and slot, given the sequences that are running."""
+        return CacheAudit(
+            blocks=self.blocks.num_blocks,
+            free_blocks=self.blocks.num_free,
+            kept_blocks=self.prefixes.num_blocks,
+            used_blocks=sum(len(sequence.block_table) - len(sequence.path) for sequence in running),
+            states=self.states.num_slots,
+            free_states=self.states.num_free,
+            kept_states=self.prefixes.num_snapshots,
+            used_states=sum(sequence.state_slot is not None for sequence in running),
+        )
 
     def acquire(self, sequence: Sequence, match: PrefixMatch) -> bool:
         """Give a waiting sequence a state and blocks for all its tokens, reusing what ``match`` found just now.

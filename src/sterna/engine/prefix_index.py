@@ -151,6 +151,11 @@ class PrefixIndex:
         self._ghosts: dict[tuple[str, int], None] = {}
         self._max_ghosts = max_ghosts
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that the tree owns."""
+        return sum(1 for _ in self._nodes(None))
+
     # lookup ----------------------------------------------------------------------------------------------------------
     def match(self, namespace: str, token_ids: Sequence[int]) -> PrefixMatch:
         """The longest reusable prefix, at most all tokens but the last: logits of the last one must be computed."""
