@@ -60,14 +60,14 @@ class _Recorder:
         """The backend's own choice."""
         for values, row in zip(logits.to_numpy(), rows, strict=True):
             self.rows[row.seed, row.position] = np.array(values, np.float32)
-        return self._backend.sample(logits, rows)  # type: ignore[no-any-return]
+        return self._backend.sample(logits, rows)
 
 
 @contextmanager
 def _recording(engine: Engine) -> Iterator[_Recorder]:
     backend = engine.backend
     recorder = _Recorder(backend)
-    engine.backend = recorder  # type: ignore[assignment]
+    engine.backend = recorder
     try:
         yield recorder
     finally:

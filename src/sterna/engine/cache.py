@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sterna.engine.block_pool import BlockPool
-from sterna.engine.prefix_index import KIND_WEIGHT, PrefixIndex, PrefixMatch, Snapshot, SnapshotKind
+from sterna.engine.prefix_index import PrefixIndex, PrefixMatch, Snapshot, SnapshotKind, snapshot_value
 from sterna.engine.sequence import Sequence
 from sterna.engine.state_pool import StatePool
 
@@ -118,12 +118,13 @@ class Cache:
             sequence.block_table += self.blocks.allocate(missing)
         return True
 
-    def take_snapshot_slot(self, kind: SnapshotKind, saved_tokens: int) -> int | None:
+    def take_snapshot_slot(self, kind: SnapshotKind, *, saved_tokens: int, from_end: int, main: bool) -> int | None:
         """A slot into which the next pass may store a state that saves the replay of so many tokens.
 
-        ``None`` when there is no room and nothing that is there is worth less.
+        ``from_end`` is its distance from the end of the sequence. ``None`` when there is no room and nothing that is there is
+        worth less.
         """
-        value = KIND_WEIGHT[kind] * saved_tokens
+        value = snapshot_value(kind, saved_tokens=saved_tokens, from_end=from_end, main=main)
         if self.prefixes.max_snapshots == 0:
             return None
         if not self.states.num_free and not self.prefixes.evict_snapshot(below=value):
@@ -139,7 +140,7 @@ class Cache:
         full = [node for node in sequence.path if node.end - node.start == size]
         used = sequence.block_table[: -(-computed // size)]
         nodes, unused = self.prefixes.insert(
-            sequence.namespace, sequence.token_ids[:computed], used, main=sequence.is_main, after=full
+            sequence.namespace, sequence.key_ids[:computed], used, main=sequence.is_main, after=full
         )
         held = nodes
         if unused and used[-1] in unused and computed % size:

@@ -340,9 +340,12 @@ class PrefixIndex:
         for node, snapshot, end, used_at in self._snapshots():
             if snapshot is keep:
                 continue
-            far, age = 1 + end - snapshot.position, 1 + now - max(used_at, snapshot.used_at)
-            value = KIND_WEIGHT[snapshot.kind] * (MAIN_WEIGHT if node.main else 1.0)
-            value *= self._gap(node, snapshot) / (far * age)
+            value = snapshot_value(
+                snapshot.kind,
+                saved_tokens=self._gap(node, snapshot),
+                from_end=end - snapshot.position,
+                main=node.main,
+            ) / (1 + now - max(used_at, snapshot.used_at))
             if best is None or value < best[0]:
                 best = (value, node, snapshot)
         if best is None or best[0] >= below:
@@ -410,12 +413,18 @@ class PrefixIndex:
         return found
 
 
+def snapshot_value(kind: SnapshotKind, *, saved_tokens: int, from_end: int, main: bool) -> float:
+    """What a snapshot that was used just now is worth: the replay it saves, less the farther from the end it lies."""
+    return KIND_WEIGHT[kind] * (MAIN_WEIGHT if main else 1.0) * saved_tokens / (1 + from_end)
+
+
 def _is_free_leaf(node: Node) -> bool:
     return not node.children and node.users == 0
 
 
-def _leaf_entry(node: Node, namespace: str) -> tuple[bool, int, int, int, Node, str]:
-    return (node.main, node.used_at, -node.start, node.block, node, namespace)
+def _leaf_entry(node: Node, namespace: str) -> tuple[bool, bool, int, int, int, Node, str]:
+    """Leaves in the order of eviction: without a state there is no going on from a block, so those are first."""
+    return (bool(node.snapshots), node.main, node.used_at, -node.start, node.block, node, namespace)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
