@@ -10,14 +10,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 from weakref import WeakValueDictionary
 
-from sterna.backends.base import Backend
+from sterna.backends.base import Backend, MemoryPlan
 from sterna.chat.format import ChatFormat
 from sterna.chat.messages import ChatEvent, ChatRequest
 from sterna.chat.stop_strings import StopStringMatcher
@@ -86,11 +86,19 @@ class TokenStream(Iterator[TokenEvent]):
 class LLM:
     """A `GenerationService` on this machine. Streams may be read in turns or from several threads and share passes."""
 
-    def __init__(self, backend: Backend, chat_format: ChatFormat, engine_config: EngineConfig, *, name: str) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        chat_format: ChatFormat,
+        engine_config: EngineConfig,
+        *,
+        name: str,
+        on_plan: Callable[[MemoryPlan], None] | None = None,
+    ) -> None:
         self.name = name
         self.backend = backend
         self.chat_format = chat_format
-        self.engine = Engine(backend, engine_config, token_text=self._token_text)
+        self.engine = Engine(backend, engine_config, token_text=self._token_text, on_plan=on_plan)
         self.max_model_len = self.engine.max_model_len
         # weak: a stream that nobody holds any more cancels its request
         self._streams: WeakValueDictionary[int, TokenStream] = WeakValueDictionary()
@@ -114,7 +122,7 @@ class LLM:
         if engine_config.max_model_len is None:
             length = min(DEFAULT_MAX_MODEL_LEN, config.text.max_position_embeddings)
             engine_config = replace(engine_config, max_model_len=length)
-        return cls(chosen, chat_format, engine_config, name=located.name)
+        return cls(chosen, chat_format, engine_config, name=located.name, on_plan=_say_plan)
 
     def generate(
         self,
@@ -123,10 +131,13 @@ class LLM:
         *,
         turn_starts: Sequence[int] = (),
         namespace: str = "",
+        priority: int = 0,
     ) -> TokenStream:
         """See `GenerationService.generate` and `Engine.add_request`. A bad request raises before anything is computed."""
         with self._lock:
-            request_id = self.engine.add_request(token_ids, sampling, turn_starts=turn_starts, namespace=namespace)
+            request_id = self.engine.add_request(
+                token_ids, sampling, turn_starts=turn_starts, namespace=namespace, priority=priority
+            )
             stream = TokenStream(self, request_id, Usage(prompt_tokens=len(token_ids)))
             self._streams[request_id] = stream
         return stream
@@ -140,9 +151,10 @@ class LLM:
         stream = self.generate(prompt.token_ids, request.sampling, turn_starts=prompt.turn_starts, namespace=namespace)
         return self._answer(request, stream)
 
-    def complete(self, text: str, sampling: SamplingParams) -> Generator[str, None, None]:
+    def complete(self, text: str, sampling: SamplingParams, *, namespace: str = "") -> Generator[str, None, None]:
         """See `GenerationService.complete`."""
-        return self._continue(self.generate(self.chat_format.tokenizer.encode(text), sampling), sampling)
+        token_ids = self.chat_format.tokenizer.encode(text)
+        return self._continue(self.generate(token_ids, sampling, namespace=namespace), sampling)
 
     def close(self) -> None:
         """Free everything; further calls are errors."""
@@ -157,6 +169,8 @@ class LLM:
         self.close()
 
     def _token_text(self, token_id: int) -> str:
+        if not 0 <= token_id < self.backend.config.text.vocab_size:
+            return "an image"
         return repr(self.chat_format.tokenizer.decode([token_id]))
 
     def _answer(self, request: ChatRequest, stream: TokenStream) -> Generator[ChatEvent, None, None]:
@@ -220,3 +234,7 @@ class LLM:
                 self.engine.finish(request_id)
             else:
                 self.engine.cancel(request_id)
+
+
+def _say_plan(plan: MemoryPlan) -> None:
+    print(f"memory: {plan}", file=sys.stderr)

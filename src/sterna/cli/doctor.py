@@ -100,6 +100,7 @@ def describe_model(llm: LLM) -> dict[str, Any]:
         "name": llm.name,
         "max_model_len": llm.max_model_len,
         "bytes": {**asdict(plan), "total": plan.total_bytes},
+        "plan": str(plan),
         "fingerprint": llm.backend.fingerprint()[:16],
     }
 
@@ -127,13 +128,4 @@ def _kernel_lines(kernels: dict[str, Any]) -> list[str]:
 
 
 def _model_lines(model: dict[str, Any]) -> list[str]:
-    size = model["bytes"]
-    kv, states = (
-        size["num_blocks"] * size["kv_bytes_per_block"],
-        size["num_state_slots"] * size["state_bytes_per_slot"],
-    )
-    return [
-        f"model    {model['name']}, context {model['max_model_len']:,} tokens",
-        f"memory   {size['total']:,} bytes: weights {size['weight_bytes']:,}, KV {kv:,}, states {states:,}, "
-        f"workspace {size['workspace_bytes']:,}",
-    ]
+    return [f"model    {model['name']}, context {model['max_model_len']:,} tokens", f"memory   {model['plan']}"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Tokens
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sterna.backends.base import Backend, Logits, SampledToken
+from sterna.backends.base import Backend, Logits, MemoryPlan, SampledToken
 from sterna.config import EngineConfig
 from sterna.engine.batch import build_batch, sample_row
 from sterna.engine.cache import Cache
@@ -33,12 +33,18 @@ class Engine:
     """Continuous batching with chunked prefill over one backend that has its weights loaded.
 
     Long prompts are computed a few layers at a time, and after every such slice all streams that decode get their next token:
-    `step` is a short pass and a slice. ``token_text`` shows a token in the reason for a cache miss. Raises `UsageError` for a
+    `step` is a short pass and a slice. ``token_text`` shows a token in the reason for a cache miss; ``on_plan``
+    is told the exact bytes before anything is allocated. Raises `UsageError` for a
     configuration that cannot work and `OutOfMemoryError` for one that does not fit.
     """
 
     def __init__(
-        self, backend: Backend, engine_config: EngineConfig, *, token_text: Callable[[int], str] = str
+        self,
+        backend: Backend,
+        engine_config: EngineConfig,
+        *,
+        token_text: Callable[[int], str] = str,
+        on_plan: Callable[[MemoryPlan], None] | None = None,
     ) -> None:
         if engine_config.prefill_chunk_tokens < engine_config.max_num_seqs:
             raise UsageError(
@@ -47,6 +53,8 @@ class Engine:
             )
         self.backend = backend
         self.plan = backend.plan_memory(engine_config)
+        if on_plan is not None:
+            on_plan(self.plan)
         backend.allocate(self.plan)
         self.cache = Cache(
             backend,
@@ -61,6 +69,7 @@ class Engine:
             self.cache,
             max_num_seqs=engine_config.max_num_seqs,
             chunk_tokens=engine_config.prefill_chunk_tokens,
+            short_tokens=engine_config.short_pass_tokens,
         )
         self.scheduler.token_text = token_text
         self.pacer = Pacer()

@@ -94,17 +94,20 @@ class PrefixMatch:
         """Why not more was reused, in words; ``None`` when nothing more was conceivable."""
         if self.num_cached >= prompt_tokens - 1:
             return None
-        if self.evicted_at is not None and self.evicted_at > self.num_cached:
-            return f"tokens up to {self.evicted_at} were cached but evicted to stay within the budget"
-        if self.num_matched > self.num_cached:
-            return f"no state snapshot between tokens {self.num_cached} and {self.num_matched}"
+        reasons = []
         if self.divergence is not None:
             position, stored, given = self.divergence
-            return (
+            reasons.append(
                 f"differs from the cached prefix at token {position}: "
                 f"cached {token_text(stored)}, prompt {token_text(given)}"
             )
-        return None if self.num_cached else "nothing was cached yet"
+        if self.evicted_at is not None and self.evicted_at > self.num_cached:
+            reasons.append(f"tokens up to {self.evicted_at} were cached but evicted to stay within the budget")
+        elif self.num_matched > self.num_cached:
+            reasons.append(f"no state snapshot between tokens {self.num_cached} and {self.num_matched}")
+        if not reasons and self.num_cached == 0:
+            reasons.append("nothing was cached yet")
+        return "; ".join(reasons) or None
 
 
 @dataclass(slots=True)

@@ -11,8 +11,6 @@ from sterna.engine.prefix_index import PrefixMatch, SnapshotKind, common_prefix
 from sterna.engine.sequence import Sequence
 
 NO_MATCH = PrefixMatch(0, (), None, 0, None, None)
-# Prompts of up to so many tokens ride along with the decode steps; more makes a long pass, which is run in slices.
-SHORT_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +41,19 @@ class Schedule:
 class Scheduler:
     """Continuous batching: every decoding sequence advances in every step, prompts in long passes beside them.
 
-    A long pass has ``chunk_tokens`` tokens at most, and there is one at a time; `Fairness` says whose prompt is next, and who
-    is admitted next. When blocks run out, the youngest sequence of
-    the lowest priority is preempted: it gives up its place, waits at the front of the queue and goes on from what the cache
-    kept. Its text does not change, because a sampled token depends on its position and seed only.
+    Prompts of up to ``short_tokens`` ride along with the decode steps. A long pass has ``chunk_tokens`` tokens at most, and
+    there is one at a time; `Fairness` says whose prompt is next, and who is admitted next. When blocks run out, the youngest
+    sequence of the lowest priority is preempted: it gives up its place, waits at the front of the queue and goes on from
+    what the cache kept. Its text does not change, because a sampled token depends on its position and seed only.
 
     A prompt whose beginning an older sequence is computing right now waits until that much is there to be reused.
     """
 
-    def __init__(self, cache: Cache, *, max_num_seqs: int, chunk_tokens: int) -> None:
+    def __init__(self, cache: Cache, *, max_num_seqs: int, chunk_tokens: int, short_tokens: int) -> None:
         self.cache = cache
         self.max_num_seqs = max_num_seqs
         self.chunk_tokens = chunk_tokens
+        self.short_tokens = short_tokens
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.fairness = Fairness()
@@ -93,7 +92,7 @@ class Scheduler:
         prompts = self.fairness.order(
             [s for s in self.running if not s.in_pass and all(s is not piece.sequence for piece in short)]
         )
-        room = min(SHORT_TOKENS, self.chunk_tokens - len(short))
+        room = min(self.short_tokens, self.chunk_tokens) - len(short)
         for sequence in list(prompts):
             if sequence.num_uncomputed_tokens <= room:
                 prompts.remove(sequence)
