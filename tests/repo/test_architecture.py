@@ -20,6 +20,7 @@ LEVELS = (
     ("backends.common",),
     ("backends.native", "backends.torch", "backends.numpy"),
     ("engine", "chat"),
+    ("sessions",),
     ("locate", "llm"),
     ("server", "agent", "evals", "delegate", "train", "doctor"),
     ("cli",),

@@ -46,6 +46,18 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cache_flags(parser: argparse.ArgumentParser) -> None:
+    """``--heal``."""
+    group = parser.add_argument_group("cache")
+    group.add_argument(
+        "--heal",
+        choices=("off", "format", "reasoning"),
+        default="reasoning",
+        help="continue earlier answers from the sampled tokens where the client changed only their form (format), or also "
+        "dropped their reasoning (reasoning) (default: %(default)s)",
+    )
+
+
 def add_sampling_flags(parser: argparse.ArgumentParser, *, preset: str, max_tokens: int | None = None) -> None:
     """``--preset`` and everything that overrides a part of it."""
     group = parser.add_argument_group("sampling")
@@ -83,7 +95,12 @@ def load_llm(args: argparse.Namespace) -> LLM:
     from sterna.llm import LLM
 
     config = EngineConfig(max_model_len=args.max_model_len)
-    return LLM.load(args.model, backend=args.backend or env.get("STERNA_BACKEND"), engine_config=config)
+    return LLM.load(
+        args.model,
+        backend=args.backend or env.get("STERNA_BACKEND"),
+        engine_config=config,
+        heal=getattr(args, "heal", "reasoning"),
+    )
 
 
 def chat_request(args: argparse.Namespace, messages: Sequence[Message]) -> ChatRequest:
