@@ -82,16 +82,13 @@ class Scheduler:
         """What to compute next, at most one piece per sequence; empty only when a long pass has everything that is to do."""
         self._make_way()
         preemptions = self.num_preemptions
-        short: list[Piece] = []
-        for sequence in list(self.running):
-            ready = sequence in self.running and not sequence.in_pass and sequence.num_uncomputed_tokens == 1
-            if ready and self._make_room(sequence):
-                short.append(Piece(sequence, 1))
+        decodes = [s for s in self.running if not s.in_pass and s.num_uncomputed_tokens == 1]
+        ready = [s for s in decodes if s in self.running and self._make_room(s)]
+        # making room for one may have preempted another that had it already
+        short = [Piece(sequence, 1) for sequence in ready if sequence in self.running]
         if preemptions == self.num_preemptions:
             self._admit()
-        prompts = self.fairness.order(
-            [s for s in self.running if not s.in_pass and all(s is not piece.sequence for piece in short)]
-        )
+        prompts = self.fairness.order([s for s in self.running if not s.in_pass and s not in decodes])
         room = min(self.short_tokens, self.chunk_tokens) - len(short)
         for sequence in list(prompts):
             if sequence.num_uncomputed_tokens <= room:
