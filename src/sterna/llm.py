@@ -27,6 +27,8 @@ from sterna.engine.engine import Engine
 from sterna.errors import BackendError
 from sterna.locate import locate_model, make_backend
 from sterna.sessions.healing import Healed, Healer, HealLevel
+from sterna.sessions.keeper import SessionKeeper
+from sterna.sessions.store import DEFAULT_QUOTA_BYTES, SessionStore
 from sterna.sessions.turn_log import TurnLog
 from sterna.types import FinishReason, SamplingParams, TokenEvent, Usage
 
@@ -111,6 +113,7 @@ class LLM:
         *,
         name: str,
         heal: HealLevel = "reasoning",
+        store: SessionStore | None = None,
         on_plan: Callable[[MemoryPlan], None] | None = None,
     ) -> None:
         self.name = name
@@ -119,6 +122,10 @@ class LLM:
         self.healer = Healer(TurnLog(), heal)
         self.engine = Engine(backend, engine_config, token_text=self._token_text, on_plan=on_plan)
         self.max_model_len = self.engine.max_model_len
+        self.keeper: SessionKeeper | None = None
+        if store is not None:
+            self.keeper = SessionKeeper(store, backend, self.engine.cache, model=name, say=store.say)
+            self.engine.keeper = self.keeper
         # weak: a stream that nobody holds any more cancels its request
         self._streams: WeakValueDictionary[int, TokenStream] = WeakValueDictionary()
         self._lock = threading.RLock()
@@ -131,8 +138,12 @@ class LLM:
         backend: str = "auto",
         engine_config: EngineConfig | None = None,
         heal: HealLevel = "reasoning",
+        sessions: Path | None = None,
+        session_quota_bytes: int = DEFAULT_QUOTA_BYTES,
     ) -> Self:
         """Load a checkpoint directory, by default the one `locate_model` finds; says on standard error which.
+
+        ``sessions`` is a directory in which conversations are kept and found again after a restart.
 
         Raises `CheckpointError`, `ConfigError`, `TokenizerError`, `TemplateError`, `BackendError`, `OutOfMemoryError`.
         """
@@ -146,7 +157,10 @@ class LLM:
         if engine_config.max_model_len is None:
             length = min(DEFAULT_MAX_MODEL_LEN, config.text.max_position_embeddings)
             engine_config = replace(engine_config, max_model_len=length)
-        return cls(chosen, chat_format, engine_config, name=located.name, heal=heal, on_plan=_say_plan)
+        store = None
+        if sessions is not None:
+            store = SessionStore(sessions, quota_bytes=session_quota_bytes, say=_say)
+        return cls(chosen, chat_format, engine_config, name=located.name, heal=heal, store=store, on_plan=_say_plan)
 
     def generate(
         self,
@@ -200,7 +214,10 @@ class LLM:
         return self._continue(self.generate(token_ids, sampling, namespace=namespace), sampling)
 
     def close(self) -> None:
-        """Free everything; further calls are errors."""
+        """Store what waits to be stored and free everything; further calls are errors."""
+        if self.keeper is not None:
+            self.keeper.close()
+            self.keeper = self.engine.keeper = None
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -283,4 +300,8 @@ class LLM:
 
 
 def _say_plan(plan: MemoryPlan) -> None:
-    print(f"memory: {plan}", file=sys.stderr)
+    _say(f"memory: {plan}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -171,6 +171,27 @@ class FakeBackend:
             assert source != target
             blocks[target] = blocks[source]
 
+    def export_blocks(self, blocks: Sequence[int]) -> np.ndarray:
+        """The tokens of blocks as bytes."""
+        return self.kv.reshape(-1, self.block_size)[list(blocks)].copy().view(np.uint8)
+
+    def import_blocks(self, blocks: Sequence[int], data: np.ndarray) -> None:
+        """Inverse of `export_blocks`."""
+        assert data.shape == (len(blocks), 8 * self.block_size)
+        self.kv.reshape(-1, self.block_size)[list(blocks)] = np.ascontiguousarray(data).view(np.int64)
+
+    def snapshot_state(self, slot: int) -> np.ndarray:
+        """One hash as bytes."""
+        return np.array([self.states[slot]], np.int64).view(np.uint8)
+
+    def restore_state(self, slot: int, snapshot: np.ndarray) -> None:
+        """Inverse of `snapshot_state`."""
+        self.states[slot] = int(np.ascontiguousarray(snapshot).view(np.int64)[0])
+
+    def fingerprint(self) -> str:
+        """Of no particular model."""
+        return f"fake {self.block_size}"
+
     def sample(self, logits: FakeLogits, rows: Sequence[SampleRow]) -> list[SampledToken]:
         """The reference sampler."""
         assert len(rows) == len(logits.values)

@@ -6,6 +6,7 @@ either to a running sequence or, as a snapshot, to the tree.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
@@ -156,6 +157,39 @@ class Cache:
         for position, slot, kind in snapshots:
             if not self.prefixes.add_snapshot(nodes, position, slot, kind):
                 self.states.free(slot)
+
+    def adopt(self, namespace: str, token_ids: Items[int], fill: Callable[[int, list[int], int], None]) -> bool:
+        """Put tokens into the tree whose blocks and final state come from elsewhere.
+
+        ``fill(first, blocks, slot)`` writes blocks ``first`` … of the tokens and the state after the last of them. False, and
+        nothing changed, when there is no room.
+        """
+        size = self.block_size
+        known = [node for node in self.prefixes.path(namespace, token_ids) if node.end - node.start == size]
+        known = known[: len(token_ids) // size]
+        missing = -(-len(token_ids) // size) - len(known)
+        self.prefixes.pin(known)
+        try:
+            short = missing - self.blocks.num_free
+            if self.prefixes.max_snapshots == 0 or (short > 0 and self.prefixes.evict_blocks(short) < short):
+                return False
+            if not self.states.num_free and not self.prefixes.evict_snapshot():
+                return False
+            blocks, slot = self.blocks.allocate(missing), self.states.allocate()
+            try:
+                fill(len(known), blocks, slot)
+            except BaseException:
+                self.blocks.free(blocks)
+                self.states.free(slot)
+                raise
+            table = [*(node.block for node in known), *blocks]
+            nodes, unused = self.prefixes.insert(namespace, list(token_ids), table, main=True, after=known)
+            self.blocks.free(unused)
+            if not self.prefixes.add_snapshot(nodes, len(token_ids), slot, SnapshotKind.TURN_END):
+                self.states.free(slot)
+            return True
+        finally:
+            self.prefixes.unpin(known)
 
     def release(self, sequence: Sequence, *, keep: bool) -> None:
         """Take everything back from a sequence; with ``keep`` its computed tokens stay to be continued later."""

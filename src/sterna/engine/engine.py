@@ -12,6 +12,7 @@ from sterna.backends.base import Backend, Logits, MemoryPlan, SampledToken
 from sterna.config import EngineConfig
 from sterna.engine.batch import build_batch, sample_row
 from sterna.engine.cache import Cache
+from sterna.engine.keeper import Keeper
 from sterna.engine.long_pass import LongPass, Pacer
 from sterna.engine.prefix_index import SnapshotKind
 from sterna.engine.scheduler import Piece, Scheduler
@@ -73,6 +74,7 @@ class Engine:
         )
         self.scheduler.token_text = token_text
         self.pacer = Pacer()
+        self.keeper: Keeper | None = None
         self._long: LongPass | None = None
         self._requests: dict[int, Sequence] = {}
         self._next_id = 0
@@ -131,6 +133,7 @@ class Engine:
 
         When the backend fails, all sequences of the pass are dropped and the error is passed on.
         """
+        self._restore_waiting()
         schedule = self.scheduler.schedule()
         if schedule.long:
             self._begin_long(schedule.long)
@@ -164,6 +167,19 @@ class Engine:
                 f"prompt has {len(token_ids):,} tokens, context is {self.max_model_len:,}",
                 hint="shorten the prompt, or start with a larger `--max-model-len` if the memory allows it",
             )
+
+    def _restore_waiting(self) -> None:
+        """Give the keeper its chance before a new request is looked up in the tree."""
+        for sequence in self.scheduler.waiting:
+            if self.keeper is not None and not sequence.looked_up:
+                sequence.looked_up = True
+                self.keeper.restore(sequence.namespace, sequence.key_ids)
+
+    def _save(self, sequence: Sequence, *, after: int) -> None:
+        """Tell the keeper of a long prompt now and then while it is being computed, and of every end."""
+        computed = sequence.num_computed_tokens
+        if self.keeper is not None and computed // SAVE_TOKENS > after // SAVE_TOKENS:
+            self.keeper.save(sequence.namespace, sequence.key_ids[:computed])
 
     def _compute(self, pieces: list[Piece]) -> list[EngineEvent]:
         """One whole pass, and a token for every sequence that is complete."""
@@ -241,11 +257,12 @@ class Engine:
     def _advance(self, pieces: list[Piece], sampled: list[SampledToken]) -> list[EngineEvent]:
         complete = [piece.sequence for piece in pieces if piece.is_last]
         for piece in pieces:
-            sequence = piece.sequence
+            sequence, before = piece.sequence, piece.sequence.num_computed_tokens
             sequence.num_computed_tokens += piece.num_tokens
             new_blocks = sequence.num_computed_tokens // self.plan.block_size > len(sequence.path)
             if piece.snapshots or new_blocks:
                 self.cache.store(sequence, piece.snapshots)
+            self._save(sequence, after=before)
         return [self._append(sequence, token) for sequence, token in zip(complete, sampled, strict=True)]
 
     def _append(self, sequence: Sequence, token: SampledToken) -> EngineEvent:
@@ -265,7 +282,10 @@ class Engine:
             # between two layers its state is that of no token; what earlier passes left in the tree stays
             self._leave_long(sequence)
             keep = False
+        computed = sequence.num_computed_tokens
         self.scheduler.finish(sequence, keep=keep)
+        if keep and computed and self.keeper is not None:
+            self.keeper.save(sequence.namespace, sequence.key_ids[:computed])
 
     def _leave_long(self, sequence: Sequence) -> None:
         """Give up the long pass in progress for one of its sequences; the others start their pieces again."""
@@ -279,6 +299,8 @@ class Engine:
 
 # Turn starts of a prompt whose states are stored on the way: all of the last ones, every second before them, and so on.
 RECENT_TURNS = 8
+# How much of a long prompt is computed between two savings.
+SAVE_TOKENS = 4_096
 # A change inside a long turn replays less than this.
 INTERVAL_TOKENS = 1_024
 

@@ -181,6 +181,18 @@ class PrefixIndex:
             path=path,
         )
 
+    def path(self, namespace: str, token_ids: Sequence[int]) -> list[Node]:
+        """The nodes that hold nothing but a beginning of these tokens, without a gap."""
+        tokens, nodes = tuple(token_ids), list[Node]()
+        node = self._roots.get(namespace)
+        while node is not None:
+            inside = (c for c in node.children if c.tokens == tokens[c.start : c.end])
+            best = max(inside, key=lambda child: child.end, default=None)
+            if best is not None:
+                nodes.append(best)
+            node = best if best is not None and len(best.tokens) == self.block_size else None
+        return nodes
+
     def _walk(self, namespace: str, tokens: Tokens) -> _Walk:
         walk = _Walk()
         node = self._roots.get(namespace)

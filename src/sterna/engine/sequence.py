@@ -21,7 +21,7 @@ class Sequence:
     ``snapshots`` maps positions to the reason for which a state is wanted there. ``content_keys`` maps positions of image
     tokens to keys of what the image shows; ``key_ids`` are the tokens with these in their places, by which the cache tells
     prompts apart. A lower ``priority`` goes first. While ``in_pass``, a long pass is writing its blocks and state; an ``alone`` one
-    shares no long pass.
+    shares no long pass. ``looked_up`` once the keeper was asked for it.
     """
 
     id: int
@@ -37,6 +37,7 @@ class Sequence:
     in_pass: bool = False
     was_preempted: bool = False
     alone: bool = False
+    looked_up: bool = False
     entered_at: int = 0
     snapshots: dict[int, SnapshotKind] = field(default_factory=dict)
     path: list[Node] = field(default_factory=list)
