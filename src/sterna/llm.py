@@ -139,7 +139,7 @@ class LLM:
         engine_config: EngineConfig | None = None,
         heal: HealLevel = "reasoning",
         sessions: Path | None = None,
-        session_quota_bytes: int = DEFAULT_QUOTA_BYTES,
+        session_quota_bytes: int | None = None,
     ) -> Self:
         """Load a checkpoint directory, by default the one `locate_model` finds; says on standard error which.
 
@@ -159,7 +159,7 @@ class LLM:
             engine_config = replace(engine_config, max_model_len=length)
         store = None
         if sessions is not None:
-            store = SessionStore(sessions, quota_bytes=session_quota_bytes, say=_say)
+            store = SessionStore(sessions, quota_bytes=session_quota_bytes or DEFAULT_QUOTA_BYTES, say=_say)
         return cls(chosen, chat_format, engine_config, name=located.name, heal=heal, store=store, on_plan=_say_plan)
 
     def generate(
@@ -206,7 +206,7 @@ class LLM:
             namespace=namespace,
             healed=prepared.healed,
         )
-        return self._answer(prepared.request, stream)
+        return self.answer(prepared.request, stream)
 
     def complete(self, text: str, sampling: SamplingParams, *, namespace: str = "") -> Generator[str, None, None]:
         """See `GenerationService.complete`."""
@@ -233,7 +233,8 @@ class LLM:
             return "an image"
         return repr(self.chat_format.tokenizer.decode([token_id]))
 
-    def _answer(self, request: ChatRequest, stream: TokenStream) -> Generator[ChatEvent, None, None]:
+    def answer(self, request: ChatRequest, stream: TokenStream) -> Generator[ChatEvent, None, None]:
+        """The events of a turn whose prompt was rendered and given to ``generate`` before; ``chat`` does both."""
         parser = self.chat_format.parser(request)
         matcher = StopStringMatcher(request.sampling.stop, self.chat_format.tokenizer)
         finish_reason = FinishReason.CANCELLED

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from sterna.cli import main as cli
 from sterna.config import EngineConfig
 from sterna.doctor import DoctorRun
 from sterna.llm import LLM
+from sterna.sessions.keeper import SessionKeeper
 from support.tiny_checkpoint import write_tiny_checkpoint
 
 
@@ -34,7 +36,7 @@ def test_a_sound_engine_passes_and_is_left_empty(llm):
     found = statuses(llm)
     assert not [check for check in found.values() if check.status == "FAIL"]
     assert all(check.detail for check in found.values())
-    for name in ("chunked = whole", "decode = prefill", "hit = miss", "parallel N = 1"):
+    for name in ("chunked = whole", "decode = prefill", "hit = miss", "parallel N = 1", "restored = continuous"):
         assert found[name].status == "PASS"
         assert found[name].figures["rows"] > 0
         assert found[name].figures["differing_rows"] == 0
@@ -51,6 +53,26 @@ def test_a_state_that_is_not_copied_fails_hit_equals_miss(llm, monkeypatch):
     check = DoctorRun(llm).hit_equals_miss()
     assert check.status == "FAIL"
     assert check.figures["differing_rows"] > 0
+
+
+def test_a_state_that_comes_back_changed_fails_restored_equals_continuous(llm, monkeypatch):
+    restore = llm.backend.restore_state
+
+    def wrong(slot, snapshot):
+        changed = snapshot.copy()
+        changed.view(np.float32)[7] += 0.5
+        restore(slot, changed)
+
+    monkeypatch.setattr(llm.backend, "restore_state", wrong)
+    check = DoctorRun(llm).restored_equals_continuous()
+    assert check.status == "FAIL"
+    assert check.figures["differing_rows"] > 0
+
+
+def test_a_session_that_is_not_found_again_fails(llm, monkeypatch):
+    monkeypatch.setattr(SessionKeeper, "restore", lambda self, namespace, key_ids: None)
+    check = DoctorRun(llm).restored_equals_continuous()
+    assert (check.status, check.figures["restored_tokens"]) == ("FAIL", 0)
 
 
 def test_a_cache_shared_between_keys_fails(llm, monkeypatch):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from sterna.doctor.trace import Answer, Difference, Job, chunked, compare, run_jobs
 from sterna.engine.engine import Engine
 from sterna.llm import LLM
 from sterna.ops.tolerances import FLOAT32_LOGITS
+from sterna.sessions.keeper import SessionKeeper
+from sterna.sessions.store import SessionStore
 from sterna.types import SamplingParams
 
 Status = Literal["PASS", "FAIL", "SKIP"]
@@ -124,8 +128,30 @@ class DoctorRun:
         return self.verdict(found, f"{count} requests together and each alone")
 
     def restored_equals_continuous(self) -> Check:
-        """A conversation whose blocks and state went through bytes and back, against one that was never interrupted."""
-        return Check("", "SKIP", "this version stores no sessions")
+        """A conversation written to disk, forgotten and mapped again, against one that was never interrupted."""
+        namespace, own = self.namespace(), self.engine.keeper
+        with tempfile.TemporaryDirectory(prefix="sterna-doctor-") as directory:
+            store = SessionStore(Path(directory), reserve_bytes=0)
+            keeper = SessionKeeper(store, self.llm.backend, self.engine.cache, model=self.llm.name, min_tokens=32)
+            self.engine.keeper = keeper
+            try:
+                job = Job(self.prompt(LONG_PROMPT // 2, start=5), self.seed(), namespace, ANSWER_TOKENS)
+                (first,) = run_jobs(self.engine, [job])
+                keeper.flush()
+                written = store.total_bytes()
+                self.engine.cache.prefixes.clear(namespace)
+                grown = Job([*first.all_ids, *self.prompt(20, start=9)], self.seed(), namespace, ANSWER_TOKENS)
+                (restored,) = run_jobs(self.engine, [grown])
+            finally:
+                self.engine.keeper = own
+                keeper.close()
+        (continuous,) = run_jobs(self.engine, [replace(grown, namespace=self.namespace())])
+        cached = restored.usage.cached_tokens
+        check = self.verdict(compare(restored, continuous), f"{cached} tokens from {written:,} bytes on disk")
+        figures = {**check.figures, "restored_tokens": cached, "stored_bytes": written}
+        if not cached and self.engine.cache.prefixes.max_snapshots:
+            return Check("", "FAIL", f"{written:,} bytes were stored, nothing was restored", figures)
+        return replace(check, figures=figures)
 
     def speculation_equals_plain(self) -> Check:
         """Text and logits with drafts and without."""

@@ -114,7 +114,18 @@ def extend_chain(chain: str, tokens: Tokens) -> str:
 
 def directory_name(namespace: str) -> str:
     """The directory of a namespace, which does not give its key away."""
+    if namespace.startswith(_BY_DIRECTORY):
+        return namespace.removeprefix(_BY_DIRECTORY)
     return hashlib.sha256(f"sterna session namespace {namespace}".encode()).hexdigest()[:24]
+
+
+def namespace_of(session: Session) -> str:
+    """A namespace in which the session is found again, although the key that it was stored under is not known."""
+    return _BY_DIRECTORY + session.namespace
+
+
+# no key that comes over HTTP can hold it
+_BY_DIRECTORY = "\0"
 
 
 def now() -> float:
