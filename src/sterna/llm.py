@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 
 from sterna.backends.base import Backend, MemoryPlan
 from sterna.chat.format import ChatFormat, RenderedPrompt
-from sterna.chat.messages import ChatEvent, ChatRequest, End
+from sterna.chat.messages import ChatEvent, ChatRequest, End, Message
 from sterna.chat.stop_strings import StopStringMatcher
 from sterna.checkpoint import Checkpoint
 from sterna.config import EngineConfig, read_model_config
@@ -71,11 +71,21 @@ class PreparedChat:
 class TokenStream(Iterator[TokenEvent]):
     """The tokens of one request. ``usage`` is current; ``close`` aborts, ``finish`` ends early and keeps the cache."""
 
-    def __init__(self, llm: LLM, request_id: int, usage: Usage, *, namespace: str = "", healed: Healed | None) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        request_id: int,
+        prompt: Sequence[int],
+        usage: Usage,
+        *,
+        namespace: str = "",
+        healed: Healed | None = None,
+    ) -> None:
         self._llm = llm
         self._request_id = request_id
         self.events: deque[TokenEvent] = deque()
         self.usage = usage
+        self.prompt = prompt
         self.namespace = namespace
         self.healed = healed
         self._done = False
@@ -119,13 +129,14 @@ class LLM:
         self.name = name
         self.backend = backend
         self.chat_format = chat_format
-        self.healer = Healer(TurnLog(), heal)
         self.engine = Engine(backend, engine_config, token_text=self._token_text, on_plan=on_plan)
         self.max_model_len = self.engine.max_model_len
         self.keeper: SessionKeeper | None = None
         if store is not None:
             self.keeper = SessionKeeper(store, backend, self.engine.cache, model=name, say=store.say)
             self.engine.keeper = self.keeper
+        stored = self.keeper.turns if self.keeper is not None else lambda namespace: []
+        self.healer = Healer(TurnLog(), heal, stored=stored)
         # weak: a stream that nobody holds any more cancels its request
         self._streams: WeakValueDictionary[int, TokenStream] = WeakValueDictionary()
         self._lock = threading.RLock()
@@ -181,7 +192,7 @@ class LLM:
                 token_ids, sampling, turn_starts=turn_starts, namespace=namespace, priority=priority
             )
             usage = Usage(prompt_tokens=len(token_ids), healed_turns=healed.turns if healed else 0)
-            stream = TokenStream(self, request_id, usage, namespace=namespace, healed=healed)
+            stream = TokenStream(self, request_id, token_ids, usage, namespace=namespace, healed=healed)
             self._streams[request_id] = stream
         return stream
 
@@ -251,11 +262,19 @@ class LLM:
             for token_id in matcher.flush():
                 yield from parser.feed(token_id)
             for last in parser.finish(finish_reason, stream.usage):
-                if isinstance(last, End) and stream.healed is not None:
-                    self.healer.remember(stream.healed, last.message, namespace=stream.namespace)
+                if isinstance(last, End):
+                    self._remember(stream, last.message)
                 yield last
         finally:
             stream.close()
+
+    def _remember(self, stream: TokenStream, answer: Message) -> None:
+        healed = stream.healed
+        if healed is None or self.healer.level == "off":
+            return
+        self.healer.remember(healed, answer, namespace=stream.namespace)
+        if self.keeper is not None:
+            self.keeper.save_turn(stream.namespace, stream.prompt, healed.context, answer)
 
     def _continue(self, stream: TokenStream, sampling: SamplingParams) -> Generator[str, None, None]:
         tokenizer = self.chat_format.tokenizer
