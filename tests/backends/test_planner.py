@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.fake_backend import text_config
 
 from sterna.backends.base import MemoryPlan
 from sterna.backends.planner import MAX_SNAPSHOT_SLOTS, plan_memory, workspace_bytes
 from sterna.config import EngineConfig
 from sterna.errors import OutOfMemoryError, UsageError
-from tests.support.fake_backend import text_config
 
 WEIGHTS, BLOCK, SLOT = 1_000_000, 4096, 10_000
 
