@@ -14,21 +14,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import sterna
-from sterna.server import openai_chat
+from sterna.server import endpoints
 from sterna.server.auth import Guard
 from sterna.server.errors import StatusError
-from sterna.server.handlers import (
-    body_of,
-    collect,
-    error_response,
-    key_of,
-    protocol_of,
-    refusing,
-    service_of,
-)
+from sterna.server.handlers import error_response, protocol_of, refusing, service_of
 from sterna.server.openapi import openapi
+from sterna.server.responses_stream import ResponseStore
 from sterna.server.service import Service
-from sterna.server.sse import event_stream, json_response
+from sterna.server.sse import json_response
 
 _SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin")]
 # probes of a supervisor carry no key and learn nothing but that the server is up
@@ -40,6 +33,8 @@ def make_app(service: Service, guard: Guard) -> Starlette:
     app = Starlette(routes=ROUTES, exception_handlers={404: _not_found, 405: _not_allowed})
     app.state.service = service
     app.state.started = int(time.time())
+    app.state.responses = ResponseStore()
+    app.state.running = {}
     app.add_middleware(_GuardMiddleware, guard=guard, service=service)
     return app
 
@@ -94,21 +89,6 @@ async def _not_found(request: Request, error: Exception) -> Response:
 async def _not_allowed(request: Request, error: Exception) -> Response:
     message = f"{request.url.path} does not take {request.method}"
     return error_response(StatusError(405, message), protocol_of(request.url.path))
-
-
-@refusing
-async def _chat_completions(request: Request) -> Response:
-    service = service_of(request)
-    body = await body_of(request)
-    parsed = openai_chat.parse(body, service.turns, max_choices=service.limits.max_choices)
-    generation = await service.chat(parsed.request, key=key_of(request), choices=parsed.choices)
-    model = service.llm.name
-    if parsed.stream:
-        renderer = openai_chat.StreamRenderer(model, choices=parsed.choices, include_usage=parsed.include_usage)
-        return event_stream(generation, renderer, keep_alive_s=service.limits.keep_alive_s)
-    answers = [openai_chat.Answer() for _ in range(parsed.choices)]
-    await collect(request, generation, lambda index, event: answers[index].feed(event))
-    return json_response(openai_chat.completion_json(model, answers))
 
 
 def _model_json(request: Request) -> dict[str, Any]:
@@ -166,7 +146,14 @@ async def _openapi(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/v1/chat/completions", _chat_completions, methods=["POST"]),
+    Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
+    Route("/v1/completions", endpoints.completions, methods=["POST"]),
+    Route("/v1/responses", endpoints.responses, methods=["POST"]),
+    Route("/v1/responses/input_tokens", endpoints.count_response_tokens, methods=["POST"]),
+    Route("/v1/responses/{response}", endpoints.response, methods=["GET", "DELETE"]),
+    Route("/v1/responses/{response}/cancel", endpoints.cancel_response, methods=["POST"]),
+    Route("/v1/messages", endpoints.messages, methods=["POST"]),
+    Route("/v1/messages/count_tokens", endpoints.count_message_tokens, methods=["POST"]),
     Route("/v1/models", _models, methods=["GET"]),
     Route("/v1/models/{model:path}", _model, methods=["GET"]),
     Route("/health", _ready, methods=["GET"]),

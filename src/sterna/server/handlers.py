@@ -95,7 +95,7 @@ async def collect(request: Request, generation: Generation, feed: Callable[[int,
                 feed(*found)
     finally:
         gone.cancel()
-        generation.cancel()
+        generation.close()
 
 
 async def _wait_until_gone(request: Request) -> None:

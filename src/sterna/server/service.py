@@ -8,10 +8,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sterna.chat.format import RenderedPrompt
-from sterna.chat.messages import ChatEvent, ChatRequest, End, Message, TextDelta, ToolCallError, ToolCallStart
-from sterna.errors import BackendError
+from sterna.chat.messages import ChatEvent, ChatRequest, End, Message, TextDelta, Tool, ToolCallError, ToolCallStart
+from sterna.errors import BackendError, SternaError
 from sterna.llm import LLM, TokenStream
 from sterna.server.errors import BusyError, PromptTooLongError
 from sterna.server.limits import Limits
@@ -30,6 +31,12 @@ class Job:
     token_ids: Sequence[int]
     sampling: SamplingParams
     read: Callable[[TokenStream], Iterator[ChatEvent]]
+
+
+class CancelledGenerationError(SternaError):
+    """A generation that was cancelled while its reader still waited."""
+
+    code = "cancelled"
 
 
 class Admission:
@@ -85,13 +92,16 @@ class Admission:
 class Generation:
     """The events of one request's choices, read on the event loop."""
 
-    def __init__(self, service: Service, count: int) -> None:
+    def __init__(self, service: Service, count: int, *, prompt_tokens: int) -> None:
         self._service = service
         self._items: asyncio.Queue[tuple[int, ChatEvent | BaseException]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._streams: dict[int, TokenStream] = {}
         self._open = count
+        self.prompt_tokens = prompt_tokens
         self.cancelled = False
+        # called once, when everything that is wanted of this generation was read or it was given up
+        self.on_closed: Callable[[], None] | None = None
 
     @property
     def done(self) -> bool:
@@ -110,6 +120,13 @@ class Generation:
             self._open -= 1
         return index, item
 
+    def close(self) -> None:
+        """The reader is done with it, or gone; what still runs is cancelled."""
+        self.cancel()
+        if self.on_closed is not None:
+            self.on_closed()
+            self.on_closed = None
+
     def cancel(self) -> None:
         """End what still runs: within the pass that is being computed, and what was computed stays in the cache."""
         if self.cancelled or self.done:
@@ -121,6 +138,7 @@ class Generation:
         for stream in list(self._streams.values()):
             # the engine's lock may be held for a whole pass, so not on the event loop
             self._service.in_background(stream.finish)
+        self.put(0, CancelledGenerationError("the generation was cancelled"))
 
     def put(self, index: int, item: ChatEvent | BaseException) -> None:
         """Add an event; on the event loop."""
@@ -146,8 +164,12 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._background, self.llm.chat_format.render, request)
 
-    async def chat(self, request: ChatRequest, *, key: str, choices: int = 1) -> Generation:
+    async def chat(
+        self, request: ChatRequest, *, key: str, choices: int = 1, callable_tools: tuple[Tool, ...] | None = None
+    ) -> Generation:
         """Start answering a request; the prompt is checked before this returns.
+
+        ``callable_tools`` are those that the model may call, where they are more than the prompt's head lists.
 
         Raises:
             PromptTooLongError, BusyError, UsageError, TemplateError, TokenizerError
@@ -155,11 +177,12 @@ class Service:
         self.admission.check(choices)
         prompt = await self.render(request)
         self.check_length(len(prompt.token_ids))
+        asked = request if callable_tools is None else replace(request, tools=callable_tools)
         jobs = []
         for index in range(choices):
             seed = request.sampling.seed
             sampling = replace(request.sampling, seed=None if seed is None else seed + index)
-            jobs.append(Job(prompt.token_ids, sampling, lambda stream: self._answer(request, stream)))
+            jobs.append(Job(prompt.token_ids, sampling, partial(self._answer, asked)))
         return self.start(jobs, key=key)
 
     def complete(self, token_ids: Sequence[int], sampling: SamplingParams, *, key: str, choices: int = 1) -> Generation:
@@ -169,7 +192,7 @@ class Service:
         jobs = []
         for index in range(choices):
             own = replace(sampling, seed=None if sampling.seed is None else sampling.seed + index)
-            jobs.append(Job(token_ids, own, lambda stream, own=own: self._continue(own, stream)))
+            jobs.append(Job(token_ids, own, partial(self._continue, own)))
         return self.start(jobs, key=key)
 
     def check_length(self, tokens: int) -> None:
@@ -179,7 +202,7 @@ class Service:
 
     def start(self, jobs: Sequence[Job], *, key: str) -> Generation:
         """Queue jobs whose prompts were checked."""
-        generation = Generation(self, len(jobs))
+        generation = Generation(self, len(jobs), prompt_tokens=len(jobs[0].token_ids))
         for index, job in enumerate(jobs):
             task = asyncio.create_task(self._run(generation, index, job, key))
             generation._tasks.append(task)

@@ -71,7 +71,7 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             # a task that is cancelled while it sends leaves the iterator suspended, not closed
-            self._generation.cancel()
+            self._generation.close()
 
 
 async def _pieces(generation: Generation, renderer: Renderer, keep_alive_s: float) -> AsyncIterator[bytes]:
@@ -89,4 +89,4 @@ async def _pieces(generation: Generation, renderer: Renderer, keep_alive_s: floa
         for piece in renderer.end():
             yield piece
     finally:
-        generation.cancel()
+        generation.close()

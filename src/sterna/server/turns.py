@@ -20,6 +20,11 @@ from sterna.chat.messages import Message, ToolCall
 _MAX_TURNS = 4096
 
 
+def new_key() -> str:
+    """An opaque key for a turn; it means nothing to anybody else."""
+    return "sterna-" + secrets.token_urlsafe(24)
+
+
 class TurnStore:
     """Turns by the ids of their calls, by an opaque key and by their text; the least recently used are forgotten."""
 
@@ -28,19 +33,12 @@ class TurnStore:
         self._lock = threading.Lock()
         self._turns: OrderedDict[str, Message] = OrderedDict()
 
-    def remember(self, message: Message) -> None:
-        """Keep a turn that was generated."""
+    def remember(self, message: Message, *, key: str | None = None) -> None:
+        """Keep a turn that was generated, under an opaque key too when the client was given one."""
         if message.token_ids is None:
             return
-        names = [call.id for call in message.tool_calls if call.id]
-        self._put(names or [_text_name(message)], message)
-
-    def key_for(self, message: Message) -> str:
-        """A new opaque key under which the turn is found again."""
-        key = "sterna-" + secrets.token_urlsafe(24)
-        if message.token_ids is not None:
-            self._put([key], message)
-        return key
+        names = [call.id for call in message.tool_calls if call.id] or [_text_name(message)]
+        self._put([*names, key] if key else names, message)
 
     def restore(self, message: Message, *, key: str | None = None) -> Message:
         """The turn with its sampled tokens when it is known and unchanged, else as it came."""
