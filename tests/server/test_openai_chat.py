@@ -170,6 +170,7 @@ def test_tool_choice(server):
         ({"max_tokens": 0}, "max_tokens"),
         ({"n": 99}, "n"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"999999": 1}, "stream": True}, "logit_bias"),
         ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
     ],

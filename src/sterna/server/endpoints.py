@@ -35,7 +35,7 @@ async def chat_completions(request: Request) -> Response:
     model = service.llm.name
     if parsed.stream:
         renderer = openai_chat.StreamRenderer(model, choices=parsed.choices, include_usage=parsed.include_usage)
-        return event_stream(generation, renderer, keep_alive_s=service.limits.keep_alive_s)
+        return event_stream(generation, renderer, service.limits, headers=_warnings(parsed.warnings))
     answers = [openai_chat.Answer() for _ in range(parsed.choices)]
     await collect(request, generation, lambda index, event: answers[index].feed(event))
     return json_response(openai_chat.completion_json(model, answers), headers=_warnings(parsed.warnings))
@@ -50,7 +50,7 @@ async def completions(request: Request) -> Response:
     generation = service.complete(parsed.token_ids, parsed.sampling, key=key_of(request), choices=parsed.choices)
     renderer = openai_completions.StreamRenderer(service.llm.name, parsed)
     if parsed.stream:
-        return event_stream(generation, renderer, keep_alive_s=service.limits.keep_alive_s)
+        return event_stream(generation, renderer, service.limits)
     await collect(request, generation, renderer.collect)
     return json_response(renderer.body())
 
@@ -69,7 +69,7 @@ async def messages(request: Request) -> Response:
         eos=service.llm.chat_format.tokenizer.eos_token_ids,
     )
     if parsed.stream:
-        return event_stream(generation, renderer, keep_alive_s=service.limits.keep_alive_s)
+        return event_stream(generation, renderer, service.limits, headers=_warnings(parsed.warnings))
     await collect(request, generation, lambda index, event: _drop(renderer.feed(index, event)))
     return json_response(renderer.message, headers=_warnings(parsed.warnings))
 
@@ -93,7 +93,7 @@ async def responses(request: Request) -> Response:
     renderer = responses_stream.StreamRenderer(service.llm.name, service.turns, parsed)
     _keep(request, generation, renderer, parsed)
     if parsed.stream:
-        return event_stream(generation, renderer, keep_alive_s=service.limits.keep_alive_s)
+        return event_stream(generation, renderer, service.limits, headers=_warnings(parsed.warnings))
     await collect(request, generation, lambda index, event: _drop(renderer.feed(index, event)))
     return json_response(renderer.response, headers=_warnings(parsed.warnings))
 

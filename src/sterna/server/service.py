@@ -14,7 +14,7 @@ from sterna.chat.format import RenderedPrompt
 from sterna.chat.messages import ChatEvent, ChatRequest, End, Message, TextDelta, Tool, ToolCallError, ToolCallStart
 from sterna.errors import BackendError, SternaError
 from sterna.llm import LLM, TokenStream
-from sterna.server.errors import BusyError, PromptTooLongError
+from sterna.server.errors import BusyError, FieldError, PromptTooLongError
 from sterna.server.limits import Limits
 from sterna.server.metrics import Metrics
 from sterna.server.turns import TurnStore
@@ -111,7 +111,8 @@ class Generation:
     async def next(self, *, timeout_s: float | None = None) -> tuple[int, ChatEvent] | None:
         """The number of a choice and its next event; ``None`` when nothing came in time. Raises what the engine did."""
         try:
-            index, item = await asyncio.wait_for(self._items.get(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                index, item = await self._items.get()
         except TimeoutError:
             return None
         if isinstance(item, BaseException):
@@ -175,6 +176,7 @@ class Service:
             PromptTooLongError, BusyError, UsageError, TemplateError, TokenizerError
         """
         self.admission.check(choices)
+        self._check_bias(request.sampling)
         prompt = await self.render(request)
         self.check_length(len(prompt.token_ids))
         asked = request if callable_tools is None else replace(request, tools=callable_tools)
@@ -187,8 +189,9 @@ class Service:
 
     def complete(self, token_ids: Sequence[int], sampling: SamplingParams, *, key: str, choices: int = 1) -> Generation:
         """Start continuing tokens; raises as ``chat``."""
-        self.check_length(len(token_ids))
         self.admission.check(choices)
+        self._check_bias(sampling)
+        self.check_length(len(token_ids))
         jobs = []
         for index in range(choices):
             own = replace(sampling, seed=None if sampling.seed is None else sampling.seed + index)
@@ -199,6 +202,13 @@ class Service:
         """Raises `PromptTooLongError` when a prompt leaves no room for a token."""
         if tokens >= self.llm.max_model_len:
             raise PromptTooLongError(tokens, self.llm.max_model_len)
+
+    def _check_bias(self, sampling: SamplingParams) -> None:
+        # the engine says so too, but by then a stream has begun
+        size = self.llm.backend.config.text.vocab_size
+        wrong = next((token for token in sampling.logit_bias if not 0 <= token < size), None)
+        if wrong is not None:
+            raise FieldError("logit_bias", f"names token {wrong}, allowed is 0 to {size - 1}")
 
     def start(self, jobs: Sequence[Job], *, key: str) -> Generation:
         """Queue jobs whose prompts were checked."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Protocol
 
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sterna.chat.messages import ChatEvent
+from sterna.server.limits import Limits
 from sterna.server.service import Generation
 
 DONE = b"data: [DONE]\n\n"
@@ -52,23 +54,30 @@ class Renderer(Protocol):
         """What follows the last event."""
 
 
-def event_stream(generation: Generation, renderer: Renderer, *, keep_alive_s: float) -> StreamingResponse:
-    """The response; a client that leaves cancels the generation, an error cuts the connection.
+def event_stream(
+    generation: Generation, renderer: Renderer, limits: Limits, *, headers: Mapping[str, str] | None = None
+) -> StreamingResponse:
+    """The response; a client that leaves or stops reading cancels the generation, an error cuts the connection.
 
     Several clients die of an error object inside a stream and all of them retry after a cut.
     """
-    return _EventStream(generation, renderer, keep_alive_s)
+    return _EventStream(generation, renderer, limits, {**HEADERS, **(headers or {})})
 
 
 class _EventStream(StreamingResponse):
-    def __init__(self, generation: Generation, renderer: Renderer, keep_alive_s: float) -> None:
-        pieces = _pieces(generation, renderer, keep_alive_s)
-        super().__init__(pieces, media_type="text/event-stream", headers=dict(HEADERS))
+    def __init__(self, generation: Generation, renderer: Renderer, limits: Limits, headers: dict[str, str]) -> None:
+        pieces = _pieces(generation, renderer, limits.keep_alive_s)
+        super().__init__(pieces, media_type="text/event-stream", headers=headers)
         self._generation = generation
+        self._send_s = limits.send_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._send_s):
+                await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_in_time)
         finally:
             # a task that is cancelled while it sends leaves the iterator suspended, not closed
             self._generation.close()
