@@ -44,7 +44,8 @@ def test_every_sample_is_understood(path):
 @pytest.mark.parametrize(
     "names",
     [
-        ("qwen_1_first", "qwen_3_history", "qwen_4_second_user_turn"),
+        # its recorded second turn is a resumed process, which lists the folder anew in its first message
+        ("qwen_1_first", "qwen_3_history"),
         ("codex_1_first", "codex_2_tools", "codex_3_history"),
         ("claude_2_tools", "claude_3_history", "claude_4_second_user_turn"),
         ("opencode_1_first", "opencode_3_history", "opencode_4_second_user_turn"),

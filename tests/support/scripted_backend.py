@@ -49,6 +49,15 @@ class ScriptedBackend:
         self.block_size = plan.block_size
         self.kv = np.full(plan.num_blocks * plan.block_size, -1, np.int32)
 
+    def copy_state(self, source: int, target: int) -> None:
+        """Nothing: the tokens in the blocks are all the state there is."""
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the tokens of blocks."""
+        blocks = self.kv.reshape(-1, self.block_size)
+        for source, target in pairs:
+            blocks[target] = blocks[source]
+
     def forward(self, batch: Batch) -> list[int]:
         """The next token of every sequence that is complete."""
         assert self.gate.wait(20), "nobody opened the gate"

@@ -16,7 +16,7 @@ ANSWERS = {
     "two calls": TWO_CALLS,
     "hello": "They greet.\n</think>\n\nHello — 你好 😀!",
     "json": 'Short.\n</think>\n\n{"title": "A title"}',
-    "long": "Hm.\n</think>\n\n" + " ".join(f"word{i}" for i in range(200)),
+    "long": "Hm.\n</think>\n\n" + " ".join(f"word{i}" for i in range(60)),
     "broken": "Hm.\n</think>\n\n<tool_call>\nnonsense\n</tool_call>",
     "unknown tool": "Hm.\n</think>\n\n<tool_call>\n<function=nope>\n</function>\n</tool_call>",
 }
