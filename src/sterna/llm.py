@@ -8,7 +8,6 @@ with LLM.load(Path("checkpoint")) as llm:
 from __future__ import annotations
 
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from sterna.chat.stop_strings import StopStringMatcher
 from sterna.checkpoint import Checkpoint
 from sterna.config import EngineConfig, read_model_config
 from sterna.engine.engine import Engine
+from sterna.engine.fair_lock import FairLock
 from sterna.errors import BackendError
 from sterna.locate import locate_model, make_backend
 from sterna.sessions.healing import Healed, Healer, HealLevel
@@ -69,7 +69,10 @@ class PreparedChat:
 
 
 class TokenStream(Iterator[TokenEvent]):
-    """The tokens of one request. ``usage`` is current; ``close`` aborts, ``finish`` ends early and keeps the cache."""
+    """The tokens of one request. ``usage`` is current; ``close`` aborts, ``finish`` ends early and keeps the cache.
+
+    Both may be called while another thread waits for the next token, which then ends or raises `BackendError`.
+    """
 
     def __init__(
         self,
@@ -88,12 +91,14 @@ class TokenStream(Iterator[TokenEvent]):
         self.prompt = prompt
         self.namespace = namespace
         self.healed = healed
+        self.finish_reason: FinishReason | None = None
         self._done = False
 
     def __next__(self) -> TokenEvent:
         if self._done:
             raise StopIteration
         event = self._llm._next_event(self._request_id, self)
+        self.finish_reason = event.finish_reason
         self._done = event.finish_reason is not None
         return event
 
@@ -139,7 +144,8 @@ class LLM:
         self.healer = Healer(TurnLog(), heal, stored=stored)
         # weak: a stream that nobody holds any more cancels its request
         self._streams: WeakValueDictionary[int, TokenStream] = WeakValueDictionary()
-        self._lock = threading.RLock()
+        # fair: a thread whose stream decodes must not hold up the others turn after turn
+        self._lock = FairLock()
 
     @classmethod
     def load(
@@ -222,7 +228,7 @@ class LLM:
     def complete(self, text: str, sampling: SamplingParams, *, namespace: str = "") -> Generator[str, None, None]:
         """See `GenerationService.complete`."""
         token_ids = self.chat_format.tokenizer.encode(text)
-        return self._continue(self.generate(token_ids, sampling, namespace=namespace), sampling)
+        return self.continue_text(self.generate(token_ids, sampling, namespace=namespace), sampling)
 
     def close(self) -> None:
         """Store what waits to be stored and free everything; further calls are errors."""
@@ -263,12 +269,13 @@ class LLM:
                 yield from parser.feed(token_id)
             for last in parser.finish(finish_reason, stream.usage):
                 if isinstance(last, End):
-                    self._remember(stream, last.message)
+                    self.log_turn(stream, last.message)
                 yield last
         finally:
             stream.close()
 
-    def _remember(self, stream: TokenStream, answer: Message) -> None:
+    def log_turn(self, stream: TokenStream, answer: Message) -> None:
+        """Remember the turn that a stream gave, to heal later requests of its namespace; `answer` does so itself."""
         healed = stream.healed
         if healed is None or self.healer.level == "off":
             return
@@ -276,7 +283,8 @@ class LLM:
         if self.keeper is not None:
             self.keeper.save_turn(stream.namespace, stream.prompt, healed.context, answer)
 
-    def _continue(self, stream: TokenStream, sampling: SamplingParams) -> Generator[str, None, None]:
+    def continue_text(self, stream: TokenStream, sampling: SamplingParams) -> Generator[str, None, None]:
+        """The text of a stream up to a stop string; ``complete`` without the encoding of the prompt."""
         tokenizer = self.chat_format.tokenizer
         matcher = StopStringMatcher(sampling.stop, tokenizer)
         decoder = tokenizer.decoder(skip_special=True)
