@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sterna.cli.common import Subparsers, add_model_flags, add_sampling_flags, load_llm, positive
+from sterna.cli.common import Subparsers, add_model_flags, add_sampling_flags, add_session_flags, load_llm, positive
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +50,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--no-notes", action="store_true", help="do not read the project's AGENTS.md")
     add_agent_flags(parser)
     add_model_flags(parser)
+    add_session_flags(parser)
     add_sampling_flags(parser, preset="agent", max_tokens=8_192)
     return parser
 
