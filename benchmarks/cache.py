@@ -42,7 +42,7 @@ class Bench:
 
     def load(self, **options: Any) -> LLM:
         """A service with its own caches."""
-        config = EngineConfig(max_model_len=MAX_MODEL_LEN, **options)
+        config = EngineConfig(**({"max_model_len": MAX_MODEL_LEN} | options))
         return LLM.load(self.args.model, backend="native", engine_config=config)
 
     def tokens(self, length: int, seed: int) -> list[int]:
@@ -262,7 +262,9 @@ def row_bits(bench: Bench) -> dict[str, Any]:
 
 def row_soak(bench: Bench) -> dict[str, Any]:
     """64 concurrent requests of four keys with random cancels: nothing leaks, nobody starves."""
-    rng, engine, end = random.Random(6), bench.llm.engine, time.monotonic() + bench.args.seconds
+    # so little memory that prefixes are evicted and requests preempted all the time
+    llm = bench.load(max_num_seqs=64, max_model_len=2_048, kv_cache_bytes=24 << 20, num_state_slots=80)
+    rng, engine, end = random.Random(6), llm.engine, time.monotonic() + bench.args.seconds
     active: dict[int, int] = {}
     finished = cancelled = steps = longest = 0
     while time.monotonic() < end or active:
@@ -285,8 +287,10 @@ def row_soak(bench: Bench) -> dict[str, Any]:
             cancelled += 1
     audit = engine.cache.audit()
     lost = audit.lost_blocks + audit.lost_states
+    preempted = engine.scheduler.num_preemptions
+    llm.close()
     return {
-        "seconds": bench.args.seconds, "finished": finished, "cancelled": cancelled, "lost": lost,
+        "seconds": bench.args.seconds, "finished": finished, "cancelled": cancelled, "lost": lost, "preempted": preempted,
         "longest_wait_steps": longest, "ok": lost == 0 and finished > 0,
     }  # fmt: skip
 

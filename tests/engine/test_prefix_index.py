@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sterna.engine.prefix_index import PrefixIndex, SnapshotKind
+from sterna.engine.prefix_index import PrefixIndex, SnapshotKind, common_prefix
 
 BLOCK = 4
 
@@ -131,6 +131,13 @@ def test_reasons(prompt: list[int], expected: str | None) -> None:
     match = harness.index.match("", prompt)
     reason = match.reason(len(prompt))
     assert reason == expected
+
+
+@given(st.integers(0, 700), st.integers(0, 700), st.integers(0, 3))
+def test_common_prefix(length: int, at: int, more: int) -> None:
+    tokens = list(range(length))
+    other = [*tokens[:at], *([-1] * more)]
+    assert common_prefix(tokens, other) == common_prefix(tuple(other), tuple(tokens)) == min(at, length)
 
 
 def test_eviction_is_named_as_the_reason() -> None:

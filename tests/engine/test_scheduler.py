@@ -6,7 +6,7 @@ import pytest
 
 from engine.test_engine import GREEDY, assert_nothing_leaks, drain, make_engine, reference
 from sterna.engine.fairness import PATIENCE_TOKENS
-from sterna.engine.long_pass import IDLE_SLICE_S, SLICE_PER_STEP, Pacer
+from sterna.engine.long_pass import IDLE_SLICE_S, MIN_ROWS, SLICE_PER_STEP, Pacer
 from sterna.types import SamplingParams
 from support.fake_backend import EOS
 
@@ -170,8 +170,26 @@ def test_images_of_one_size_are_told_apart():
 
 def test_slices_follow_what_was_measured():
     pacer = Pacer()
-    assert pacer.layers(beside_steps=True) == 1
-    pacer.layers_took(2, 0.002)
+    assert pacer.layers(512, beside_steps=True) == 1
+    assert pacer.rows(512, beside_steps=True) == 512
+    # a millisecond per layer of 100 rows, 8 ms per step
+    pacer.layers_took(2, 100, 0.002)
     pacer.step_took(0.008)
-    assert pacer.layers(beside_steps=True) == int(SLICE_PER_STEP * 8)
-    assert pacer.layers(beside_steps=False) == int(IDLE_SLICE_S / 0.001)
+    assert pacer.layers(100, beside_steps=True) == int(SLICE_PER_STEP * 8)
+    assert pacer.layers(100, beside_steps=False) == int(IDLE_SLICE_S / 0.001)
+    assert pacer.rows(4096, beside_steps=True) == 1600 // MIN_ROWS * MIN_ROWS
+    assert pacer.rows(512, beside_steps=True) == pacer.rows(512, beside_steps=False) == 512
+    for _ in range(50):
+        pacer.step_took(0.00001)
+    assert pacer.rows(512, beside_steps=True) == MIN_ROWS
+
+
+def test_a_layer_that_takes_too_long_beside_a_stream_gets_fewer_rows():
+    engine = make_engine(num_blocks=200, prefill_chunk_tokens=256)
+    engine.add_request([5, 6], ENDLESS)
+    engine.step()
+    engine.pacer.step_took(0.001)
+    engine.pacer.layers_took(1, 256, 0.1)
+    engine.add_request(prompt(300), GREEDY)
+    engine.step()
+    assert [piece.num_tokens for piece in engine.long_pieces] == [MIN_ROWS]

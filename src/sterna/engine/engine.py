@@ -34,9 +34,9 @@ class Engine:
     """Continuous batching with chunked prefill over one backend that has its weights loaded.
 
     Long prompts are computed a few layers at a time, and after every such slice all streams that decode get their next token:
-    `step` is a short pass and a slice. ``token_text`` shows a token in the reason for a cache miss; ``on_plan``
-    is told the exact bytes before anything is allocated. Raises `UsageError` for a
-    configuration that cannot work and `OutOfMemoryError` for one that does not fit.
+    `step` is a short pass and a slice. ``token_text`` shows a token in the reason for a cache miss; ``on_plan`` is told the
+    exact bytes before anything is allocated. Raises `UsageError` for a configuration that cannot work and
+    `OutOfMemoryError` for one that does not fit.
     """
 
     def __init__(
@@ -134,7 +134,10 @@ class Engine:
         When the backend fails, all sequences of the pass are dropped and the error is passed on.
         """
         self._restore_waiting()
-        schedule = self.scheduler.schedule()
+        beside_steps = any(sequence.num_output_tokens for sequence in self.scheduler.running)
+        schedule = self.scheduler.schedule(
+            long_tokens=self.pacer.rows(self.scheduler.chunk_tokens, beside_steps=beside_steps)
+        )
         if schedule.long:
             self._begin_long(schedule.long)
         events = self._compute(schedule.short) if schedule.short else []
@@ -201,10 +204,10 @@ class Engine:
 
     def _continue_long(self, long: LongPass, *, beside_steps: bool) -> list[EngineEvent]:
         """Some more layers of a long pass, and a token for every sequence that they complete."""
-        layers, start = self.pacer.layers(beside_steps=beside_steps), self.pacer.clock()
+        layers, start = self.pacer.layers(long.rows, beside_steps=beside_steps), self.pacer.clock()
         with self._dropping_on_error(long.pieces):
             if not long.running.advance(layers):
-                self.pacer.layers_took(layers, self.pacer.clock() - start)
+                self.pacer.layers_took(layers, long.rows, self.pacer.clock() - start)
                 return []
             sampled = self._sample(long.pieces, long.running.logits())
         return self._advance(self._end_long(long), sampled)

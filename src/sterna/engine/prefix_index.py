@@ -443,8 +443,11 @@ def _leaf_entry(node: Node, namespace: str) -> tuple[bool, bool, int, int, int, 
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first tokens are equal."""
-    for index, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return index
-    return min(len(a), len(b))
+    """How many first tokens are equal; both lists or both tuples, whose slices compare faster than their elements."""
+    start, step, length = 0, 64, min(len(a), len(b))
+    while start < length:
+        end = min(start + step, length)
+        if a[start:end] != b[start:end]:
+            return next(i for i in range(start, end) if a[i] != b[i])
+        start, step = end, 2 * step
+    return length

@@ -78,8 +78,11 @@ class Scheduler:
             self.waiting.remove(sequence)
         self.cache.release(sequence, keep=keep)
 
-    def schedule(self) -> Schedule:
-        """What to compute next, at most one piece per sequence; empty only when a long pass has everything that is to do."""
+    def schedule(self, *, long_tokens: int | None = None) -> Schedule:
+        """What to compute next, at most one piece per sequence; empty only when a long pass has everything that is to do.
+
+        ``long_tokens`` bounds a new long pass further.
+        """
         self._make_way()
         preemptions = self.num_preemptions
         decodes = [s for s in self.running if not s.in_pass and s.num_uncomputed_tokens == 1]
@@ -95,17 +98,19 @@ class Scheduler:
                 prompts.remove(sequence)
                 room -= sequence.num_uncomputed_tokens
                 short.append(Piece(sequence, sequence.num_uncomputed_tokens))
-        long = [] if any(s.in_pass for s in self.running) else self._long_pass(prompts)
+        long = (
+            [] if any(s.in_pass for s in self.running) else self._long_pass(prompts, long_tokens or self.chunk_tokens)
+        )
         for piece in (*short, *long):
             self.fairness.charge(piece.sequence, piece.num_tokens)
         return Schedule(short, long)
 
-    def _long_pass(self, prompts: list[Sequence]) -> list[Piece]:
+    def _long_pass(self, prompts: list[Sequence], limit: int) -> list[Piece]:
         """The next part of the first prompt; where that is all of it, whole further ones that fit beside it."""
         if not prompts:
             return []
-        first = Piece(prompts[0], min(prompts[0].num_uncomputed_tokens, self.chunk_tokens))
-        pieces, budget = [first], self.chunk_tokens - first.num_tokens
+        first = Piece(prompts[0], min(prompts[0].num_uncomputed_tokens, limit))
+        pieces, budget = [first], limit - first.num_tokens
         for sequence in prompts[1:] if first.is_last and not first.sequence.alone else ():
             if sequence.num_uncomputed_tokens <= budget and not sequence.alone:
                 pieces.append(Piece(sequence, sequence.num_uncomputed_tokens))

@@ -6,6 +6,7 @@ a history differs from what the model read and wrote, and everything after the f
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -53,15 +54,17 @@ class Healer:
         self.level = level
         self._stored = stored
         self._loaded: set[str] = set()
+        self._loading = threading.Lock()
 
     def heal(self, request: ChatRequest, *, namespace: str = "") -> Healed:
         """The request with sampled tokens in place of turns that are known in this namespace."""
         if self.level == "off":
             return Healed(request, 0, START)
-        if namespace not in self._loaded:
-            self._loaded.add(namespace)
-            for known, message in self._stored(namespace):
-                self.log.add(namespace, known, message)
+        with self._loading:
+            if namespace not in self._loaded:
+                self._loaded.add(namespace)
+                for known, message in self._stored(namespace):
+                    self.log.add(namespace, known, message)
         messages: list[Message] = []
         context, healed, index = START, 0, 0
         first = 0 if request.preserve_thinking else _last_user(request.messages)

@@ -100,10 +100,15 @@ _PLAIN = ("id", "namespace", "serial", "created", "updated", "fingerprint", "mod
 
 
 def common_tokens(a: Tokens, b: Tokens) -> int:
-    """How many first elements are equal."""
-    length = min(len(a), len(b))
-    differing = np.flatnonzero(a[:length] != b[:length])
-    return int(differing[0]) if len(differing) else length
+    """How many first elements are equal; most pairs differ early, so it looks at growing pieces."""
+    start, step, length = 0, 64, min(len(a), len(b))
+    while start < length:
+        end = min(start + step, length)
+        differing = np.flatnonzero(a[start:end] != b[start:end])
+        if len(differing):
+            return start + int(differing[0])
+        start, step = end, 4 * step
+    return length
 
 
 def as_tokens(ids: Sequence[int]) -> Tokens:
