@@ -16,3 +16,5 @@ YARN_FREQUENCIES = 2e-7
 PIXELS = 1e-6
 # 8-bit levels of video frames against torchvision, whose bicubic resampling rounds between its two passes differently.
 VIDEO_LEVELS = 2
+# Vision features of the golden tower (values up to about 2) against the reference, which computes in float32.
+GOLDEN_FEATURES = 1e-5
