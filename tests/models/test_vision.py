@@ -118,7 +118,7 @@ def one_axis(positions: np.ndarray) -> np.ndarray:
 def test_wrong_positions_are_detected(wrong: Callable[[np.ndarray], np.ndarray]) -> None:
     positions, _ = multimodal_positions(len(reference()["img_ids"][0]), spans())
     logits = prompt_logits(open_backend(NumpyBackend), wrong(positions))
-    assert np.abs(logits - reference()["img_logits"][0]).max() > tolerances.NEGATIVE_CONTROL
+    assert np.abs(logits - reference()["img_logits"][0]).max() > 100 * tolerances.GOLDEN_LOGITS
 
 
 @pytest.mark.parametrize("delta_error", [1, -2])
@@ -184,4 +184,4 @@ def test_a_deviation_of_the_tower_is_detected(
 ) -> None:
     model = model_of("numpy")
     control(monkeypatch)
-    assert difference(model.encode(reference()["vx"], VIDEO), "feat_vid") > 10 * tolerances.GOLDEN_FEATURES
+    assert difference(model.encode(reference()["vx"], VIDEO), "feat_vid") > 5 * tolerances.GOLDEN_FEATURES

@@ -41,8 +41,7 @@ def assert_close(ops: Any, got: Any, expected: np.ndarray) -> None:
     assert relative_difference(ops.to_numpy(got), expected) <= tolerances.FLOAT32_OP
 
 
-@pytest.mark.parametrize("count", [1, 63, 65])
-@pytest.mark.parametrize("width", [1, 15, 72, 1152])
+@pytest.mark.parametrize(("count", "width"), [(1, 1), (65, 15), (17, 1152)])
 def test_layer_norm(ops: Any, count: int, width: int) -> None:
     x, weight, bias = 3 + rows(count, width), rows(1, width, 1)[0], rows(1, width, 2)[0]
     got = ops.layer_norm(ops.from_host(x), LayerNormWeights(ops.tensor(weight), ops.tensor(bias)), 1e-6)
