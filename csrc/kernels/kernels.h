@@ -137,6 +137,8 @@ struct Kernels {
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int rows, int width, float* y);
   // One row, in place: activation(x + bias).
   void (*bias_activation)(float* x, const float* bias, int width, Activation activation);
+  // exp(score - largest) of the first n scores in place, zero in the lanes after them; n is at most kAttentionChunk.
+  void (*softmax_chunk)(float* scores, int n, float* max, float* sum);
   void (*rotate_head)(const float* x, const float* cos, const float* sin, int half, float scale, float* y);
 };
 

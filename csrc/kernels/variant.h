@@ -32,6 +32,7 @@ static constexpr Kernels make_kernels(const char* name) {
   table.delta_norm = delta_norm;
   table.layer_norm = layer_norm;
   table.bias_activation = bias_activation;
+  table.softmax_chunk = softmax_chunk;
   table.rotate_head = rotate_head;
   return table;
 }

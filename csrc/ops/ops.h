@@ -55,7 +55,8 @@ class Ops {
                                         const Context& context, int heads, float eps) const;
 
   std::unique_ptr<Tensor> layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps) const;
-  void bias_activation(Tensor& x, const Tensor& bias, Activation activation) const;
+  // activation(x w^T + bias)
+  std::unique_ptr<Tensor> affine(const Tensor& x, const Matrix& w, const Tensor& bias, Activation activation) const;
   // qkv [frames * P, 3 * heads * 2 * half], cos and sin [P, half]; every row sees the rows of its frame.
   std::unique_ptr<Tensor> vision_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int heads) const;
 

@@ -20,9 +20,7 @@ class NativeVisionOps:
         return self._ops.layer_norm(x, weights.weight, weights.bias, eps)
 
     def affine(self, x: _native.Tensor, weights: AffineWeights, activation: Activation = "none") -> _native.Tensor:
-        y = self._ops.linear(x, weights.weight)
-        self._ops.bias_activation(y, weights.bias, activation)
-        return y
+        return self._ops.affine(x, weights.weight, weights.bias, activation)
 
     def vision_attention(
         self, qkv: _native.Tensor, rope: Float32, *, heads: int, frame_patches: int
