@@ -20,8 +20,9 @@ LEVELS = (
     ("backends.common",),
     ("backends.native", "backends.torch", "backends.numpy"),
     ("engine", "chat"),
+    ("sessions",),
     ("locate", "llm"),
-    ("server", "agent", "evals", "delegate", "train"),
+    ("server", "agent", "evals", "delegate", "train", "doctor"),
     ("cli",),
 )
 RANK = {unit: rank for rank, level in enumerate(LEVELS) for unit in level}

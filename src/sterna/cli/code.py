@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from sterna.cli.common import Subparsers, add_model_flags, add_sampling_flags, load_llm, positive
+from sterna.cli.common import Subparsers, add_model_flags, add_sampling_flags, add_session_flags, load_llm, positive
 
 EXAMPLE_TASK = "Fix the bug. The tests must pass."
 
@@ -25,6 +25,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--directory", type=Path, default=Path("."), metavar="DIR", help="the project (default: here)")
     add_agent_flags(parser)
     add_model_flags(parser)
+    add_session_flags(parser)
     add_sampling_flags(parser, preset="agent", max_tokens=8_192)
     return parser
 
