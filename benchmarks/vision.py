@@ -92,13 +92,19 @@ def main() -> None:
             features = model.encode(pixels, grid)
             seconds.append(time.perf_counter() - start)
         assert np.isfinite(features).all()
-        points.append({"backend": name, "seconds": min(seconds), "gflop_s": gflop / min(seconds), "tokens": len(features)})
+        points.append(
+            {"backend": name, "seconds": min(seconds), "gflop_s": gflop / min(seconds), "tokens": len(features)}
+        )
         del model
     peak = max(peak, blas_peak())
-    print(f"{args.width}x{args.height}, {patches} patches, {gflop:,.0f} GFLOP, peak {peak:.0f} GFLOP/s, {args.threads} threads")
+    print(
+        f"{args.width}x{args.height}, {patches} patches, {gflop:,.0f} GFLOP, peak {peak:.0f} GFLOP/s, {args.threads} threads"
+    )
     for point in points:
         point["share_of_peak"] = point["gflop_s"] / peak
-        print(f"{point['backend']:7} {point['seconds']:.2f} s  {point['gflop_s']:.0f} GFLOP/s  {point['share_of_peak']:.2f} of the peak")
+        print(
+            f"{point['backend']:7} {point['seconds']:.2f} s  {point['gflop_s']:.0f} GFLOP/s  {point['share_of_peak']:.2f} of the peak"
+        )
     if args.json:
         print(json.dumps({"gflop": gflop, "peak_gflop_s": peak, "threads": args.threads, "points": points}))
 

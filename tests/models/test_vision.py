@@ -68,9 +68,7 @@ def spans() -> list[MediaSpan]:
     starts = [i for i, token in enumerate(ids) if token in (500, 501) and ids[i - 1] not in (500, 501)]
     features = (reference()["feat_img"], *np.split(reference()["feat_vid"], 2))
     grids = ((2, 3), (2, 2), (2, 2))
-    return [
-        MediaSpan(start, *grid, bytes(32), rows) for start, grid, rows in zip(starts, grids, features, strict=True)
-    ]
+    return [MediaSpan(start, *grid, bytes(32), rows) for start, grid, rows in zip(starts, grids, features, strict=True)]
 
 
 def test_positions() -> None:

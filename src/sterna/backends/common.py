@@ -81,7 +81,7 @@ class ModelBackend:
                 f"the vision tower gives {config.out_hidden_size} values per token, "
                 f"the model takes {self.config.text.hidden_size}"
             )
-        self._vision = VisionModel(self.ops, source, config)
+        self._vision = VisionModel(self.ops, source, config, variant=f"{self.name} {self.variant()}")
         self._weight_bytes += sum(self._bytes_of(source, name) for name in vision_tensors(config))
 
     @property

@@ -9,6 +9,7 @@ features = fc2(gelu(fc1(norm(x) of the 4 patches of a merge block, side by side)
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from sterna.errors import BackendError
 from sterna.ops.vision import AffineWeights, Float32, LayerNormWeights, position_embedding, rope_angles
 
 EPS = 1e-6
+# Raised whenever the same weights give other features.
+FEATURES_VERSION = 1
 # Rows of the widest products at a time: bounds the activations of very large pictures.
 ROWS_AT_ONCE = 4096
 
@@ -34,6 +37,9 @@ class VisionSource(Protocol):
 
     def storage(self, name: str) -> tuple[tuple[int, ...], int]:
         """(official shape, bytes per value) of a tensor."""
+
+    def fingerprint(self) -> str:
+        """Changes with the weights."""
 
 
 @dataclass(slots=True)
@@ -51,9 +57,10 @@ class VisionBlock:
 class VisionModel:
     """The tower over an op set that has `VisionOps`; ``ops`` is typed loosely because it joins two protocols."""
 
-    def __init__(self, ops: Any, source: VisionSource, config: VisionConfig) -> None:
+    def __init__(self, ops: Any, source: VisionSource, config: VisionConfig, *, variant: str = "") -> None:
         self.ops = ops
         self.config = config
+        self._identity = repr((FEATURES_VERSION, variant, config, source.fingerprint()))
         self._source = source
         prefix = "model.visual"
         patch = source.tensor(f"{prefix}.patch_embed.proj.weight").array
@@ -79,8 +86,12 @@ class VisionModel:
         running.advance()
         return running.features()
 
+    def fingerprint(self) -> str:
+        """Changes whenever stored features become invalid: weights, configuration, what of the device decides the bits."""
+        return hashlib.sha256(self._identity.encode()).hexdigest()
+
     def workspace_bytes(self, patches: int) -> int:
-        """Float32 activations of one encoding at its widest point."""
+        """Float32 activations of one encoding at its widest point; input and output are not counted."""
         c = self.config
         merged = c.hidden_size * c.spatial_merge_size**2
         widest = max(6 * c.hidden_size, 4 * c.hidden_size)

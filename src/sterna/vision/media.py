@@ -21,8 +21,8 @@ PAD = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 
 
 @dataclass(frozen=True)
-class Media:
-    """``patches`` uint8 [T * h * w, patch] and ``grid_thw`` (T, h, w) in patches; ``times`` seconds per temporal patch of a video.
+class MediaShape:
+    """What the prompt needs to know: ``grid_thw`` (T, h, w) in patches, ``times`` in seconds per temporal patch of a video.
 
     ``digest`` identifies the source bytes and the settings: equal digests have equal features.
     """
@@ -30,25 +30,19 @@ class Media:
     kind: Kind
     digest: bytes
     grid_thw: tuple[int, int, int]
-    patches: UInt8
     times: tuple[float, ...]
-    settings: VisionSettings
+    merge_size: int
 
     @property
     def merged_grid(self) -> tuple[int, int]:
         """Rows and columns of tokens of one temporal patch."""
-        merge = self.settings.merge_size
-        return self.grid_thw[1] // merge, self.grid_thw[2] // merge
+        return self.grid_thw[1] // self.merge_size, self.grid_thw[2] // self.merge_size
 
     @property
     def num_tokens(self) -> int:
         """Placeholder tokens, which is also the number of feature rows; start, end and time stamps are not counted."""
         rows, columns = self.merged_grid
         return self.grid_thw[0] * rows * columns
-
-    def pixel_values(self, start: int = 0, stop: int | None = None) -> Float32:
-        """float32 rows ``start`` to ``stop`` of the patches, normalised."""
-        return normalised(self.patches[start:stop], self.settings)
 
     @cached_property
     def placeholder(self) -> str:
@@ -57,6 +51,22 @@ class Media:
         if self.kind == "image":
             return per_frame
         return "".join(f"<{seconds:.1f} seconds>{per_frame}" for seconds in self.times)
+
+
+@dataclass(frozen=True)
+class Media(MediaShape):
+    """The shape with ``patches`` uint8 [T * h * w, patch]."""
+
+    patches: UInt8
+    settings: VisionSettings
+
+    def without_patches(self) -> MediaShape:
+        """The shape alone, so that the patches can be freed."""
+        return MediaShape(self.kind, self.digest, self.grid_thw, self.times, self.merge_size)
+
+    def pixel_values(self, start: int = 0, stop: int | None = None) -> Float32:
+        """float32 rows ``start`` to ``stop`` of the patches, normalised."""
+        return normalised(self.patches[start:stop], self.settings)
 
 
 def load_media(kind: Kind, data: bytes, settings: VisionSettings, limits: VisionLimits | None = None) -> Media:
@@ -75,8 +85,9 @@ def load_image(data: bytes, settings: VisionSettings, limits: VisionLimits | Non
         "image",
         content_digest("image", data, settings),
         (1, height // size, width // size),
-        patchify(pixels, settings),
         (),
+        settings.merge_size,
+        patchify(pixels, settings),
         settings,
     )
 
@@ -89,8 +100,9 @@ def load_video(data: bytes, settings: VisionSettings, limits: VisionLimits | Non
         "video",
         content_digest("video", data, settings),
         (len(times), video.frames.shape[1] // size, video.frames.shape[2] // size),
-        patchify(video.frames, settings),
         times,
+        settings.merge_size,
+        patchify(video.frames, settings),
         settings,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sterna.errors import UsageError
-from sterna.vision.media import Media
+from sterna.vision.media import MediaShape
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -41,7 +41,7 @@ class MediaSpan:
         return [-2 - word for word in words.tolist()]
 
 
-def media_spans(placeholders: Sequence[int], media: Sequence[tuple[Media, Float32]]) -> list[MediaSpan]:
+def media_spans(placeholders: Sequence[int], media: Sequence[tuple[MediaShape, Float32]]) -> list[MediaSpan]:
     """The spans of a prompt whose pad tokens stand at ``placeholders`` (ascending), for its media with their features.
 
     Raises `UsageError` if the prompt has another number of placeholders than the media have rows.

@@ -22,9 +22,7 @@ class NativeVisionOps:
     def affine(self, x: _native.Tensor, weights: AffineWeights, activation: Activation = "none") -> _native.Tensor:
         return self._ops.affine(x, weights.weight, weights.bias, activation)
 
-    def vision_attention(
-        self, qkv: _native.Tensor, rope: Float32, *, heads: int, frame_patches: int
-    ) -> _native.Tensor:
+    def vision_attention(self, qkv: _native.Tensor, rope: Float32, *, heads: int, frame_patches: int) -> _native.Tensor:
         if len(rope) != frame_patches:
             raise ValueError(f"rope has {len(rope)} rows, a frame has {frame_patches} patches")
         angles = rope.astype(np.float64)

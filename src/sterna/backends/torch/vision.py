@@ -34,9 +34,7 @@ class TorchVisionOps:
         frames = qkv.reshape(-1, frame_patches, 3, heads, dim).permute(2, 0, 3, 1, 4)
         q, k = (_rotate(x, cos, sin) for x in (frames[0], frames[1]))
         # Frame by frame, so that the scores of a long video are never all there at once.
-        out = [
-            F.scaled_dot_product_attention(q[i : i + 1], k[i : i + 1], frames[2][i : i + 1]) for i in range(len(q))
-        ]
+        out = [F.scaled_dot_product_attention(q[i : i + 1], k[i : i + 1], frames[2][i : i + 1]) for i in range(len(q))]
         return torch.cat(out).permute(0, 2, 1, 3).reshape(len(qkv), heads * dim)
 
     def merge_rows(self, x: Tensor, count: int) -> Tensor:
