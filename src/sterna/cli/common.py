@@ -126,7 +126,7 @@ def load_llm(args: argparse.Namespace) -> LLM:
         heal=getattr(args, "heal", "reasoning"),
         sessions=env.home() / "sessions" if getattr(args, "sessions", False) else None,
         session_quota_bytes=getattr(args, "session_quota", None),
-        features=env.home() / "features",
+        features=env.home() / "features" if getattr(args, "sessions", False) else None,
     )
 
 
