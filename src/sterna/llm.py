@@ -21,6 +21,7 @@ from sterna.chat.format import ChatFormat, RenderedPrompt
 from sterna.chat.messages import ChatEvent, ChatRequest, End
 from sterna.chat.stop_strings import StopStringMatcher
 from sterna.checkpoint import Checkpoint
+from sterna.checkpoint.mmproj import MmprojFile
 from sterna.config import EngineConfig, read_model_config
 from sterna.engine.engine import Engine
 from sterna.engine.fair_lock import FairLock
@@ -151,13 +152,14 @@ class LLM:
         heal: HealLevel = "reasoning",
         sessions: Path | None = None,
         session_quota_bytes: int | None = None,
+        mmproj: Path | None = None,
         vision_limits: VisionLimits | None = None,
         features: Path | None = None,
     ) -> Self:
         """Load a checkpoint directory, by default the one `locate_model` finds; says on standard error which.
 
         ``sessions`` is a directory in which conversations are kept and found again after a restart, ``features`` one for what
-        the vision tower made of images and videos.
+        the vision tower made of images and videos. ``mmproj`` is a GGUF file with a vision tower for a checkpoint without one.
 
         Raises `CheckpointError`, `ConfigError`, `TokenizerError`, `TemplateError`, `BackendError`, `OutOfMemoryError`.
         """
@@ -171,9 +173,15 @@ class LLM:
         if engine_config.max_model_len is None:
             length = min(DEFAULT_MAX_MODEL_LEN, config.text.max_position_embeddings)
             engine_config = replace(engine_config, max_model_len=length)
-        media = None
-        if chosen.vision is not None and config.vision is not None:
-            settings = read_settings(located.directory, config.vision)
+        media, vision_config = None, config.vision
+        if mmproj is not None:
+            if chosen.vision is not None:
+                raise UsageError(f"{located.name} has its own vision tower, --mmproj has no place beside it")
+            file = MmprojFile(mmproj)
+            vision_config = file.config
+            chosen.load_vision(file, file.config)
+        if chosen.vision is not None and vision_config is not None:
+            settings = read_settings(located.directory, vision_config)
             media = MediaEncoder.open(chosen.vision, settings, features, limits=vision_limits)
         store = None
         if sessions is not None:

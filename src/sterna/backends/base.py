@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sterna.config import EngineConfig, ModelConfig
+from sterna.config import EngineConfig, ModelConfig, VisionConfig
 from sterna.types import SamplingParams
 
 Int32 = npt.NDArray[np.int32]
@@ -180,6 +180,9 @@ class Backend(Protocol):
 
     def load(self, checkpoint: Any, config: ModelConfig) -> None:
         """Take the weights from a `sterna.checkpoint.Checkpoint`."""
+
+    def load_vision(self, source: Any, config: VisionConfig) -> None:
+        """Take a vision tower from another file than the text model's."""
 
     def plan_memory(self, engine_config: EngineConfig) -> MemoryPlan:
         """Exact bytes for that configuration; raises `OutOfMemoryError` with what would fit."""
