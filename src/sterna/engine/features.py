@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sterna.errors import UsageError
 from sterna.vision.media import Kind, MediaShape
 
 Float32 = npt.NDArray[np.float32]
@@ -129,6 +128,6 @@ class FeatureStore:
 
 
 def _kind(text: str) -> Kind:
-    if text == "image" or text == "video":
-        return text
-    raise UsageError(f"the kind is {text[:40]!r}, allowed are image and video")
+    if text not in ("image", "video"):
+        raise ValueError(f"the kind is {text[:40]!r}, allowed are image and video")
+    return "image" if text == "image" else "video"
