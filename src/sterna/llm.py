@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 from sterna.backends.base import Backend, MemoryPlan
 from sterna.chat.format import ChatFormat, RenderedPrompt
-from sterna.chat.messages import ChatEvent, ChatRequest, End
+from sterna.chat.messages import ChatEvent, ChatRequest, End, Message
 from sterna.chat.stop_strings import StopStringMatcher
 from sterna.checkpoint import Checkpoint
 from sterna.checkpoint.mmproj import MmprojFile
@@ -78,14 +78,24 @@ class TokenStream(Iterator[TokenEvent]):
     Both may be called while another thread waits for the next token, which then ends or raises `BackendError`.
     """
 
-    def __init__(self, llm: LLM, request_id: int, usage: Usage, *, namespace: str = "", healed: Healed | None) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        request_id: int,
+        prompt: Sequence[int],
+        usage: Usage,
+        *,
+        namespace: str = "",
+        healed: Healed | None = None,
+    ) -> None:
         self._llm = llm
         self._request_id = request_id
         self.events: deque[TokenEvent] = deque()
         self.usage = usage
-        self.finish_reason: FinishReason | None = None
+        self.prompt = prompt
         self.namespace = namespace
         self.healed = healed
+        self.finish_reason: FinishReason | None = None
         self._done = False
 
     def __next__(self) -> TokenEvent:
@@ -130,13 +140,14 @@ class LLM:
         self.media = media
         self.backend = backend
         self.chat_format = chat_format
-        self.healer = Healer(TurnLog(), heal)
         self.engine = Engine(backend, engine_config, token_text=self._token_text, on_plan=on_plan)
         self.max_model_len = self.engine.max_model_len
         self.keeper: SessionKeeper | None = None
         if store is not None:
             self.keeper = SessionKeeper(store, backend, self.engine.cache, model=name, say=store.say)
             self.engine.keeper = self.keeper
+        stored = self.keeper.turns if self.keeper is not None else lambda namespace: []
+        self.healer = Healer(TurnLog(), heal, stored=stored)
         # weak: a stream that nobody holds any more cancels its request
         self._streams: WeakValueDictionary[int, TokenStream] = WeakValueDictionary()
         # fair: a thread whose stream decodes must not hold up the others turn after turn
@@ -222,7 +233,7 @@ class LLM:
                 token_ids, sampling, turn_starts=turn_starts, namespace=namespace, priority=priority, spans=spans
             )
             usage = Usage(prompt_tokens=len(token_ids), healed_turns=healed.turns if healed else 0)
-            stream = TokenStream(self, request_id, usage, namespace=namespace, healed=healed)
+            stream = TokenStream(self, request_id, token_ids, usage, namespace=namespace, healed=healed)
             self._streams[request_id] = stream
         return stream
 
@@ -303,11 +314,20 @@ class LLM:
             for token_id in matcher.flush():
                 yield from parser.feed(token_id)
             for last in parser.finish(finish_reason, stream.usage):
-                if isinstance(last, End) and stream.healed is not None:
-                    self.healer.remember(stream.healed, last.message, namespace=stream.namespace)
+                if isinstance(last, End):
+                    self.log_turn(stream, last.message)
                 yield last
         finally:
             stream.close()
+
+    def log_turn(self, stream: TokenStream, answer: Message) -> None:
+        """Remember the turn that a stream gave, to heal later requests of its namespace; `answer` does so itself."""
+        healed = stream.healed
+        if healed is None or self.healer.level == "off":
+            return
+        self.healer.remember(healed, answer, namespace=stream.namespace)
+        if self.keeper is not None:
+            self.keeper.save_turn(stream.namespace, stream.prompt, healed.context, answer)
 
     def continue_text(self, stream: TokenStream, sampling: SamplingParams) -> Generator[str, None, None]:
         """The text of a stream up to a stop string; ``complete`` without the encoding of the prompt."""

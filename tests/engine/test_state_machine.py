@@ -24,6 +24,9 @@ class EngineMachine(RuleBasedStateMachine):
         blocks=st.integers(8, 40), slots=st.integers(1, 9), seqs=st.integers(1, 4), budget=st.integers(0, 9),
     )  # fmt: skip
     def start(self, blocks, slots, seqs, budget):
+        self.begin(blocks, slots, seqs, budget)
+
+    def begin(self, blocks, slots, seqs, budget):
         self.engine = make_engine(
             num_blocks=blocks, num_state_slots=slots, max_num_seqs=min(seqs, slots), snapshot_bytes=budget
         )

@@ -6,7 +6,7 @@ a history differs from what the model read and wrote, and everything after the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -36,19 +36,32 @@ class Healer:
     """Heals requests from a log: ``format`` everything but dropped reasoning, ``reasoning`` that too, ``off`` nothing.
 
     A turn is healed only when it says the same as the one in the log; otherwise it stays as the client sent it and the
-    conversation branches there. The last message is never touched when the answer is to continue it.
+    conversation branches there. The last message is never touched when the answer is to continue it. ``stored`` gives the
+    turns (context, message) of a namespace that an earlier process left.
     """
 
-    def __init__(self, log: TurnLog, level: HealLevel = "reasoning") -> None:
+    def __init__(
+        self,
+        log: TurnLog,
+        level: HealLevel = "reasoning",
+        *,
+        stored: Callable[[str], Iterable[tuple[bytes, Message]]] = lambda namespace: (),
+    ) -> None:
         if level not in HEAL_LEVELS:
             raise UsageError(f"heal is {level!r}, allowed is {', '.join(HEAL_LEVELS)}")
         self.log = log
         self.level = level
+        self._stored = stored
+        self._loaded: set[str] = set()
 
     def heal(self, request: ChatRequest, *, namespace: str = "") -> Healed:
         """The request with sampled tokens in place of turns that are known in this namespace."""
         if self.level == "off":
             return Healed(request, 0, START)
+        if namespace not in self._loaded:
+            self._loaded.add(namespace)
+            for known, message in self._stored(namespace):
+                self.log.add(namespace, known, message)
         messages: list[Message] = []
         context, healed, index = START, 0, 0
         first = 0 if request.preserve_thinking else _last_user(request.messages)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sterna.backends.base import Backend
+from sterna.chat.messages import Message
 from sterna.engine.cache import Cache
 from sterna.engine.prefix_index import Node, SnapshotKind
 from sterna.errors import SessionError
 from sterna.sessions.sealed_file import Bytes
 from sterna.sessions.session import SegmentRef, Session, StateRef, Tokens, as_tokens, directory_name, extend_chain
 from sterna.sessions.store import SessionStore, empty_session
+from sterna.sessions.stored_turn import StoredTurn
 
 SEGMENT_TOKENS = 1_024
 # Conversations below this are computed again faster than they are worth a file.
@@ -37,6 +40,16 @@ class _Job:
     def nbytes(self) -> int:
         """Bytes of the copies."""
         return sum(data.nbytes for data in self.segments.values()) + sum(d.nbytes for _, d in self.states.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _TurnJob:
+    """A turn to be added to the manifest of the session that holds it."""
+
+    namespace: str
+    turn: StoredTurn
+    tokens: Tokens
+    nbytes: int = 0
 
 
 class SessionKeeper:
@@ -68,7 +81,7 @@ class SessionKeeper:
         self.segment_tokens = -(-segment_tokens // cache.block_size) * cache.block_size
         self._told: set[str] = set()
         self._pending_bytes = 0
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Job | _TurnJob | None] = queue.SimpleQueue()
         self._idle = threading.Condition()
         self._unfinished = 0
         self._writer = threading.Thread(target=self._write_jobs, name="session-writer", daemon=True)
@@ -95,8 +108,22 @@ class SessionKeeper:
         if not nodes or nodes[-1].end < self.min_tokens:
             return
         job = self._export(namespace, as_tokens(key_ids[: nodes[-1].end]), nodes)
-        if not job.states:
-            return
+        if job.states:
+            self._enqueue(job)
+
+    def save_turn(self, namespace: str, prompt: Sequence[int], context: bytes, message: Message) -> None:
+        """Keep a finished turn, to heal requests after a restart."""
+        if self.store.writable and message.token_ids and len(prompt) + len(message.token_ids) >= self.min_tokens:
+            turn = StoredTurn(len(prompt), context, message)
+            self._enqueue(_TurnJob(namespace, turn, as_tokens([*prompt, *message.token_ids])))
+
+    def turns(self, namespace: str) -> list[tuple[bytes, Message]]:
+        """The turns that are stored for a namespace, with the digests of what came before them; the oldest first."""
+        sessions = [session for session in reversed(self.store.sessions(namespace)) if session.model == self.model]
+        stored = [StoredTurn.from_json(turn) for session in sessions for turn in session.turns]
+        return [(turn.context, turn.message) for turn in stored]
+
+    def _enqueue(self, job: _Job | _TurnJob) -> None:
         with self._idle:
             self._unfinished += 1
             self._pending_bytes += job.nbytes
@@ -131,7 +158,11 @@ class SessionKeeper:
     def _write_jobs(self) -> None:
         while (job := self._queue.get()) is not None:
             try:
-                if self.store.writable:
+                if not self.store.writable:
+                    continue
+                if isinstance(job, _TurnJob):
+                    self._write_turn(job)
+                else:
                     self._write(job)
             except OSError as error:
                 self.store.disk_failed(error)
@@ -171,7 +202,17 @@ class SessionKeeper:
             name, size = self.store.write_part(directory_name(job.namespace), header, data)
             states[position] = StateRef(name, position, kind, size)
         kept = sorted(states.values(), key=lambda s: (s.kind == SnapshotKind.SYSTEM_END, s.position))[-MAX_STATES:]
-        self.store.put(replace(session, tokens=job.tokens, segments=tuple(segments), states=tuple(kept)))
+        known = {json.dumps(turn): turn for other, _ in reversed(relatives) for turn in other.turns}
+        turns = [turn for turn in known.values() if StoredTurn.from_json(turn).lies_in(job.tokens)]
+        self.store.put(
+            replace(session, tokens=job.tokens, segments=tuple(segments), states=tuple(kept), turns=tuple(turns))
+        )
+
+    def _write_turn(self, job: _TurnJob) -> None:
+        for session, _ in self._relatives(job.namespace, job.tokens):
+            if job.turn.lies_in(session.tokens):
+                self.store.put(replace(session, turns=(*session.turns, job.turn.as_json())))
+                return
 
     def _write_segment(self, job: _Job, start: int, end: int, chain: str) -> SegmentRef:
         data = job.segments[start, end]

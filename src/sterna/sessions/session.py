@@ -38,7 +38,8 @@ class StateRef:
 class Session:
     """One conversation of one namespace. ``serial`` orders sessions by their last use, whatever the clock says.
 
-    ``fingerprint`` names model, quantisation, kernel variant, layout and block size: only where it is equal are the files of use.
+    ``fingerprint`` names model, quantisation, kernel variant, layout and block size: only where it is equal are the files of
+    use. ``turns`` are `StoredTurn` as JSON.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Session:
     tokens: Tokens
     segments: tuple[SegmentRef, ...]
     states: tuple[StateRef, ...]
+    turns: tuple[dict[str, Any], ...] = ()
 
     @property
     def parts(self) -> list[SegmentRef | StateRef]:
@@ -79,6 +81,7 @@ class Session:
             **{name: getattr(self, name) for name in _PLAIN},
             "segments": [asdict(part) for part in self.segments],
             "states": [asdict(part) for part in self.states],
+            "turns": list(self.turns),
         }
 
     @classmethod
@@ -89,6 +92,7 @@ class Session:
             tokens=np.frombuffer(payload.tobytes(), np.int64),
             segments=tuple(SegmentRef(**part) for part in header["segments"]),
             states=tuple(StateRef(**part) for part in header["states"]),
+            turns=tuple(header["turns"]),
         )
 
 
