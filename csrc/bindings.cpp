@@ -276,6 +276,15 @@ std::unique_ptr<Tensor> gqa_attention(const Ops& ops, const Tensor& u, const Mat
   return ops.gqa_attention(u, {q_proj, k_proj, v_proj, o_proj, q_norm, k_norm}, cache, context, heads, eps);
 }
 
+std::unique_ptr<Tensor> affine(const Ops& ops, const Tensor& x, const Matrix& w, const Tensor& bias,
+                               const std::string& name) {
+  for (const auto& [known, activation] : {std::pair{"none", Activation::kNone},
+                                          {"gelu_tanh", Activation::kGeluTanh}, {"gelu", Activation::kGeluErf}}) {
+    if (name == known) return ops.affine(x, w, bias, activation);
+  }
+  throw std::invalid_argument("there is no activation " + name);
+}
+
 void bind_handles(nb::module_& m) {
   nb::class_<Tensor>(m, "Tensor", "float32 [rows, columns], or a vector")
       .def("numpy", &tensor_to_numpy)
@@ -329,7 +338,10 @@ void bind_ops(nb::module_& m) {
       .def("linear", &Ops::linear, Unlocked(), "x"_a, "weight"_a)
       .def("sparse_moe", &sparse_moe, Unlocked())
       .def("gated_delta_net", &gated_delta_net, Unlocked())
-      .def("gqa_attention", &gqa_attention, Unlocked());
+      .def("gqa_attention", &gqa_attention, Unlocked())
+      .def("layer_norm", &Ops::layer_norm, Unlocked(), "x"_a, "weight"_a, "bias"_a, "eps"_a)
+      .def("affine", &affine, Unlocked(), "x"_a, "weight"_a, "bias"_a, "activation"_a)
+      .def("vision_attention", &Ops::vision_attention, Unlocked(), "qkv"_a, "cos"_a, "sin"_a, "heads"_a);
 }
 
 }  // namespace

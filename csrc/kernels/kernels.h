@@ -10,6 +10,9 @@ namespace sterna {
 // Storage types of weights and of the KV cache.
 enum class Format : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
+// What follows the bias of a linear layer of the vision tower.
+enum class Activation : int { kNone = 0, kGeluTanh = 1, kGeluErf = 2 };
+
 constexpr int kPanelRows = 16;
 // Positions whose softmax is taken together: the first level of the attention's two-level order.
 constexpr int kAttentionChunk = 256;
@@ -130,6 +133,13 @@ struct Kernels {
   void (*delta_recurrence)(const DeltaNetArgs&, int head, int column, int begin, int end, float* state);
   // Gated RMS norm of one row, in place in `out`.
   void (*delta_norm)(const DeltaNetArgs&, int row);
+
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int rows, int width, float* y);
+  // One row, in place: activation(x + bias).
+  void (*bias_activation)(float* x, const float* bias, int width, Activation activation);
+  // exp(score - largest) of the first n scores in place, zero in the lanes after them; n is at most kAttentionChunk.
+  void (*softmax_chunk)(float* scores, int n, float* max, float* sum);
+  void (*rotate_head)(const float* x, const float* cos, const float* sin, int half, float scale, float* y);
 };
 
 const Kernels& generic_kernels();

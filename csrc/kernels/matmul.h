@@ -73,7 +73,8 @@ static void matmul_block(const MatmulArgs& args, int panel, int row) {
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
       const int column = (panel + p) * kPanelRows;
-      acc[p][r] = args.accumulate ? load_n(args.y[row + r] + column, args.columns - column) : broadcast(0.0f);
+      const Vec start = args.accumulate ? load_n(args.y[row + r] + column, args.columns - column) : broadcast(0.0f);
+      acc[p][r] = start;
     }
   }
   const int depth = args.depth;
@@ -89,7 +90,9 @@ static void matmul_block(const MatmulArgs& args, int panel, int row) {
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
       const int column = (panel + p) * kPanelRows;
-      store_n(args.y[row + r] + column, acc[p][r], args.columns - column);
+      // A copy: were the address of an accumulator taken, the compiler would write it to memory in every step.
+      const Vec result = acc[p][r];
+      store_n(args.y[row + r] + column, result, args.columns - column);
     }
   }
 }

@@ -5,6 +5,7 @@
 #include "kernels/delta_net.h"
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
+#include "kernels/vision.h"
 
 namespace sterna::STERNA_VARIANT {
 
@@ -29,6 +30,10 @@ static constexpr Kernels make_kernels(const char* name) {
   table.delta_prepare = delta_prepare;
   table.delta_recurrence = delta_recurrence;
   table.delta_norm = delta_norm;
+  table.layer_norm = layer_norm;
+  table.bias_activation = bias_activation;
+  table.softmax_chunk = softmax_chunk;
+  table.rotate_head = rotate_head;
   return table;
 }
 

@@ -54,6 +54,12 @@ class Ops {
   std::unique_ptr<Tensor> gqa_attention(const Tensor& u, const AttentionWeights& weights, KvCache& cache,
                                         const Context& context, int heads, float eps) const;
 
+  std::unique_ptr<Tensor> layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps) const;
+  // activation(x w^T + bias)
+  std::unique_ptr<Tensor> affine(const Tensor& x, const Matrix& w, const Tensor& bias, Activation activation) const;
+  // qkv [frames * P, 3 * heads * 2 * half], cos and sin [P, half]; every row sees the rows of its frame.
+  std::unique_ptr<Tensor> vision_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int heads) const;
+
  private:
   void project(const float* x, int rows, int depth, const std::vector<Projection>& projections) const;
 

@@ -63,6 +63,7 @@ struct Matrix {
   int panels() const { return divide_up(rows, kPanelRows); }
   Panels view() const { return {data.data(), stride, format}; }
   int64_t bytes() const { return static_cast<int64_t>(data.size()); }
+  int element() const { return format == Format::kFloat32 ? 4 : 2; }
 };
 
 // Routed experts: per expert the panels of its gate, up and down rows.

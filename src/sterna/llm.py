@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -21,16 +21,19 @@ from sterna.chat.format import ChatFormat, RenderedPrompt
 from sterna.chat.messages import ChatEvent, ChatRequest, End, Message
 from sterna.chat.stop_strings import StopStringMatcher
 from sterna.checkpoint import Checkpoint
+from sterna.checkpoint.mmproj import MmprojFile
 from sterna.config import EngineConfig, read_model_config
 from sterna.engine.engine import Engine
 from sterna.engine.fair_lock import FairLock
-from sterna.errors import BackendError
+from sterna.engine.media import MediaEncoder, PromptMedia, media_kind, placeholder_texts
+from sterna.errors import BackendError, UsageError
 from sterna.locate import locate_model, make_backend
 from sterna.sessions.healing import Healed, Healer, HealLevel
 from sterna.sessions.keeper import SessionKeeper
 from sterna.sessions.store import DEFAULT_QUOTA_BYTES, SessionStore
 from sterna.sessions.turn_log import TurnLog
 from sterna.types import FinishReason, SamplingParams, TokenEvent, Usage
+from sterna.vision import MediaSpan, VisionLimits, read_settings
 
 # a longer context is asked for by name, because its blocks are allocated at the start
 DEFAULT_MAX_MODEL_LEN = 32_768
@@ -57,10 +60,11 @@ class GenerationService(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PreparedChat:
-    """A healed request and its prompt, ready to be given to `LLM.generate`."""
+    """A healed request, its prompt and its images and videos, ready to be given to `LLM.generate`."""
 
     healed: Healed
     prompt: RenderedPrompt
+    media: PromptMedia = field(default_factory=PromptMedia)
 
     @property
     def request(self) -> ChatRequest:
@@ -130,8 +134,10 @@ class LLM:
         heal: HealLevel = "reasoning",
         store: SessionStore | None = None,
         on_plan: Callable[[MemoryPlan], None] | None = None,
+        media: MediaEncoder | None = None,
     ) -> None:
         self.name = name
+        self.media = media
         self.backend = backend
         self.chat_format = chat_format
         self.engine = Engine(backend, engine_config, token_text=self._token_text, on_plan=on_plan)
@@ -157,10 +163,14 @@ class LLM:
         heal: HealLevel = "reasoning",
         sessions: Path | None = None,
         session_quota_bytes: int | None = None,
+        mmproj: Path | None = None,
+        vision_limits: VisionLimits | None = None,
+        features: Path | None = None,
     ) -> Self:
         """Load a checkpoint directory, by default the one `locate_model` finds; says on standard error which.
 
-        ``sessions`` is a directory in which conversations are kept and found again after a restart.
+        ``sessions`` is a directory in which conversations are kept and found again after a restart, ``features`` one for what
+        the vision tower made of images and videos. ``mmproj`` is a GGUF file with a vision tower for a checkpoint without one.
 
         Raises `CheckpointError`, `ConfigError`, `TokenizerError`, `TemplateError`, `BackendError`, `OutOfMemoryError`.
         """
@@ -174,10 +184,29 @@ class LLM:
         if engine_config.max_model_len is None:
             length = min(DEFAULT_MAX_MODEL_LEN, config.text.max_position_embeddings)
             engine_config = replace(engine_config, max_model_len=length)
+        media, vision_config = None, config.vision
+        if mmproj is not None:
+            if chosen.vision is not None:
+                raise UsageError(f"{located.name} has its own vision tower, --mmproj has no place beside it")
+            file = MmprojFile(mmproj)
+            vision_config = file.config
+            chosen.load_vision(file, file.config)
+        if chosen.vision is not None and vision_config is not None:
+            settings = read_settings(located.directory, vision_config)
+            media = MediaEncoder.open(chosen.vision, settings, features, limits=vision_limits)
         store = None
         if sessions is not None:
             store = SessionStore(sessions, quota_bytes=session_quota_bytes or DEFAULT_QUOTA_BYTES, say=_say)
-        return cls(chosen, chat_format, engine_config, name=located.name, heal=heal, store=store, on_plan=_say_plan)
+        return cls(
+            chosen,
+            chat_format,
+            engine_config,
+            name=located.name,
+            heal=heal,
+            store=store,
+            on_plan=_say_plan,
+            media=media,
+        )
 
     def generate(
         self,
@@ -188,14 +217,20 @@ class LLM:
         namespace: str = "",
         priority: int = 0,
         healed: Healed | None = None,
+        media: PromptMedia | None = None,
     ) -> TokenStream:
         """See `GenerationService.generate` and `Engine.add_request`. A bad request raises before anything is computed.
 
-        ``healed`` is the request whose prompt this is; its answer is logged under it, to heal later requests.
+        ``healed`` is the request whose prompt this is; its answer is logged under it, to heal later requests. ``media`` are its
+        images and videos, which are encoded first, while other streams go on.
         """
+        spans: list[MediaSpan] = []
+        # a prompt that is too long is refused below, before anything is encoded
+        if media is not None and media.items and self.media is not None and len(token_ids) < self.max_model_len:
+            spans = self.media.encode(media, self._lock)
         with self._lock:
             request_id = self.engine.add_request(
-                token_ids, sampling, turn_starts=turn_starts, namespace=namespace, priority=priority
+                token_ids, sampling, turn_starts=turn_starts, namespace=namespace, priority=priority, spans=spans
             )
             usage = Usage(prompt_tokens=len(token_ids), healed_turns=healed.turns if healed else 0)
             stream = TokenStream(self, request_id, token_ids, usage, namespace=namespace, healed=healed)
@@ -203,12 +238,22 @@ class LLM:
         return stream
 
     def prepare(self, request: ChatRequest, *, namespace: str = "") -> PreparedChat:
-        """Heal a request from the token log of its namespace and render it; computes nothing.
+        """Heal a request from the token log of its namespace, decode its images and videos, render it; computes nothing.
 
-        Raises as `ChatFormat.render`.
+        Raises as `ChatFormat.render` and `MediaEncoder.read`.
         """
         healed = self.healer.heal(request, namespace=namespace)
-        return PreparedChat(healed, self.chat_format.render(healed.request))
+        parts = self.chat_format.media_parts(healed.request)
+        if not parts:
+            return PreparedChat(healed, self.chat_format.render(healed.request))
+        if self.media is None:
+            raise UsageError(
+                f"{self.name} has no vision weights and cannot see the {media_kind(parts[0])} in this request",
+                hint="use a checkpoint with its vision tower, or leave it out",
+            )
+        items = self.media.read(parts)
+        prompt = self.chat_format.render(healed.request, placeholder_texts(items))
+        return PreparedChat(healed, prompt, PromptMedia(items, prompt.placeholders))
 
     def chat(self, request: ChatRequest, *, namespace: str = "") -> Generator[ChatEvent, None, None]:
         """See `GenerationService.chat`. Turns of the history that carry ``token_ids`` are never tokenised again.
@@ -222,6 +267,7 @@ class LLM:
             turn_starts=prepared.prompt.turn_starts,
             namespace=namespace,
             healed=prepared.healed,
+            media=prepared.media,
         )
         return self.answer(prepared.request, stream)
 

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "sterna"
 # From the bottom up. A module may import from lower levels and from its own unit.
 LEVELS = (
     ("errors", "types", "config", "env"),
-    ("ops", "quant", "checkpoint"),
+    ("ops", "quant", "checkpoint", "vision"),
     ("accounting", "backends.base", "backends.host_memory", "backends.planner"),
     ("models",),
     ("backends.common",),

@@ -68,7 +68,7 @@ def test_public_names_have_docstrings(path):
 def documented_by_protocol() -> set[str]:
     """Methods whose contract stands in a protocol, and ``forward``, which torch documents."""
     names = {"forward"}
-    for path in ("ops/base.py", "backends/base.py"):
+    for path in ("ops/base.py", "ops/vision.py", "backends/base.py"):
         for label, node in public_definitions(ast.parse((SOURCE / path).read_text())):
             if ast.get_docstring(node):
                 names.add(label.partition(".")[2])

@@ -31,7 +31,16 @@ CONFIG = {
 }  # fmt: skip
 
 
-def write_tiny_checkpoint(directory: Path, *, seed: int = 0) -> Path:
+VISION_CONFIG = {
+    "model_type": "qwen3_5_moe_vision", "depth": 2, "hidden_size": 24, "hidden_act": "gelu_pytorch_tanh",
+    "intermediate_size": 40, "num_heads": 2, "in_channels": 3, "patch_size": 16, "spatial_merge_size": 2,
+    "temporal_patch_size": 2, "out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [],
+}  # fmt: skip
+# Small pictures have few tokens: 64x64 pixels are 4.
+PREPROCESSOR = {"size": {"shortest_edge": 4096, "longest_edge": 65536}, "patch_size": 16, "image_mean": [0.5] * 3}
+
+
+def write_tiny_checkpoint(directory: Path, *, seed: int = 0, vision: bool = False) -> Path:
     """Write config, weights, tokenizer and template; the same seed gives the same weights."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer()
@@ -40,6 +49,13 @@ def write_tiny_checkpoint(directory: Path, *, seed: int = 0) -> Path:
         **CONFIG,
         "text_config": {**CONFIG["text_config"], "vocab_size": tokenizer.vocab_size, "eos_token_id": eos},
     }
+    if vision:
+        control = tokenizer.control_tokens
+        config["vision_config"] = VISION_CONFIG
+        for key in ("image", "video"):
+            config[f"{key}_token_id"] = control[f"<|{key}_pad|>"]
+        config |= {f"vision_{edge}_token_id": control[f"<|vision_{edge}|>"] for edge in ("start", "end")}
+        (directory / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     files = {
         "config.json": json.dumps(config),
         "generation_config.json": json.dumps({"eos_token_id": eos}),

@@ -6,14 +6,14 @@ no phase flag.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from sterna.config import EngineConfig, ModelConfig
+from sterna.config import EngineConfig, ModelConfig, VisionConfig
 from sterna.types import SamplingParams
 
 Int32 = npt.NDArray[np.int32]
@@ -148,14 +148,41 @@ class SampledToken:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
+class VisionPass(Protocol):
+    """An encoding in progress. Between two `advance` calls other passes may run on the same backend."""
+
+    def advance(self, steps: int | None = None) -> bool:
+        """Compute that many further steps, all that are left by default; True when the encoding is complete."""
+
+    def features(self) -> Float32:
+        """float32 [T * h * w / merge², D] of a complete encoding."""
+
+
+class VisionEncoder(Protocol):
+    """The vision tower (spec §4.3)."""
+
+    def start(self, pixel_values: Callable[[int, int], Float32], grid_thw: tuple[int, int, int]) -> VisionPass:
+        """An encoding; ``pixel_values(start, stop)`` gives float32 rows of patches in merge-block order."""
+
+    def workspace_bytes(self, patches: int) -> int:
+        """Memory that an encoding of so many patches takes beside its input and output."""
+
+    def fingerprint(self) -> str:
+        """Changes whenever stored features become invalid: weights, configuration, kernel variant."""
+
+
 class Backend(Protocol):
     """Weights, caches and arithmetic of one model on one device. Slots and blocks are owned by the caller."""
 
     name: str
     config: ModelConfig
+    vision: VisionEncoder | None  # the vision tower, where the checkpoint has one
 
     def load(self, checkpoint: Any, config: ModelConfig) -> None:
         """Take the weights from a `sterna.checkpoint.Checkpoint`."""
+
+    def load_vision(self, source: Any, config: VisionConfig) -> None:
+        """Take a vision tower from another file than the text model's."""
 
     def plan_memory(self, engine_config: EngineConfig) -> MemoryPlan:
         """Exact bytes for that configuration; raises `OutOfMemoryError` with what would fit."""

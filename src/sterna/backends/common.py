@@ -12,9 +12,11 @@ import numpy as np
 from sterna.backends.base import Batch, DraftBatch, Logits, MemoryPlan, SampledToken, SampleRow
 from sterna.backends.planner import plan_memory
 from sterna.checkpoint import Checkpoint
-from sterna.config import EngineConfig, ModelConfig
+from sterna.checkpoint.manifest import vision_tensors
+from sterna.config import EngineConfig, ModelConfig, VisionConfig
 from sterna.errors import BackendError
 from sterna.models.qwen3_5_moe import Caches, ModelLogits, ModelPass, Qwen35MoeModel
+from sterna.models.vision import VisionModel, VisionSource
 from sterna.ops.base import OpSet
 from sterna.ops.sampling import sample
 
@@ -40,6 +42,7 @@ class ModelBackend:
         self.name = ops.name
         self._config: ModelConfig | None = None
         self._model: Qwen35MoeModel | None = None
+        self._vision: VisionModel | None = None
         self._caches: Caches | None = None
         self._plan: MemoryPlan | None = None
         self._weight_bytes = 0
@@ -63,13 +66,30 @@ class ModelBackend:
         return self._model
 
     def load(self, checkpoint: Checkpoint, config: ModelConfig) -> None:
-        """Take the weights of a checkpoint; text and, if present, the multi-token prediction head."""
+        """Take the weights of a checkpoint: text and, if present, the multi-token prediction head and the vision tower."""
         self._model = Qwen35MoeModel(self.ops, checkpoint, config)
         self._config = config
         self._weight_bytes = sum(self._bytes_of(checkpoint, name) for name in checkpoint.names("text", "mtp"))
         self._weights_digest = checkpoint.fingerprint()
+        if config.vision is not None and checkpoint.names("vision"):
+            self.load_vision(checkpoint, config.vision)
 
-    def _bytes_of(self, checkpoint: Checkpoint, name: str) -> int:
+    def load_vision(self, source: VisionSource, config: VisionConfig) -> None:
+        """Take a vision tower, also from another file than the text model's."""
+        if config.out_hidden_size != self.config.text.hidden_size:
+            raise BackendError(
+                f"the vision tower gives {config.out_hidden_size} values per token, "
+                f"the model takes {self.config.text.hidden_size}"
+            )
+        self._vision = VisionModel(self.ops, source, config, variant=f"{self.name} {self.variant()}")
+        self._weight_bytes += sum(self._bytes_of(source, name) for name in vision_tensors(config))
+
+    @property
+    def vision(self) -> VisionModel | None:
+        """The vision tower, ``None`` where the checkpoint has none."""
+        return self._vision
+
+    def _bytes_of(self, checkpoint: Checkpoint | VisionSource, name: str) -> int:
         shape, itemsize = checkpoint.storage(name)
         return math.prod(shape) * (self.weight_itemsize or itemsize)
 
@@ -104,7 +124,7 @@ class ModelBackend:
 
     def close(self) -> None:
         """Free everything; further calls are errors."""
-        self._model = self._caches = self._plan = None
+        self._model = self._vision = self._caches = self._plan = None
         self._last_pass.clear()
 
     # passes ----------------------------------------------------------------------------------------------------------

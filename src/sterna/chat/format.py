@@ -7,8 +7,9 @@ parser = chat.parser(request)            # parser.feed(token_id) -> events, pars
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from sterna.chat.sentinels import Segment
 from sterna.chat.stream_parser import StreamParser
 from sterna.chat.template import ChatTemplate
 from sterna.chat.tokenizer import Tokenizer
+from sterna.errors import UsageError
+from sterna.vision.media import PAD, VISION_END, VISION_START
+
+_MEDIA = re.compile("|".join(re.escape(VISION_START + pad + VISION_END) for pad in PAD.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,7 @@ class RenderedPrompt:
         turn_starts: indices into ``token_ids`` at which a turn of the template begins; the first turn that is not
             the system's starts where a snapshot of system and tools is worth keeping.
         media: the image and video parts in the order of their placeholders.
+        placeholders: indices into ``token_ids`` of the image and video tokens that the template printed.
         starts_in_reasoning: what the model writes first is reasoning.
     """
 
@@ -37,6 +43,7 @@ class RenderedPrompt:
     text: str
     turn_starts: tuple[int, ...]
     media: tuple[Mapping[str, Any], ...] = ()
+    placeholders: tuple[int, ...] = ()
     starts_in_reasoning: bool = False
 
 
@@ -56,29 +63,49 @@ class ChatFormat:
         """
         return cls(Tokenizer.from_directory(checkpoint_dir), ChatTemplate.from_directory(checkpoint_dir))
 
-    def render(self, request: ChatRequest) -> RenderedPrompt:
-        """The prompt of a request; any order of roles and form of content is acceptable.
+    def media_parts(self, request: ChatRequest) -> tuple[Mapping[str, Any], ...]:
+        """The image and video parts of a request in the order in which `render` prints them.
 
         Raises:
-            UsageError: a content part of a kind that the model cannot read.
+            UsageError: as `render`.
+        """
+        return normalise(request).media
+
+    def render(self, request: ChatRequest, placeholders: Sequence[str] | None = None) -> RenderedPrompt:
+        """The prompt of a request; any order of roles and form of content is acceptable.
+
+        ``placeholders`` are the texts that stand for the images and videos, one each, in the order of `media_parts`;
+        without them each has one token, as the template prints it.
+
+        Raises:
+            UsageError: a content part of a kind that the model cannot read, or not one placeholder for each.
             TemplateError: the template fails or exceeds its limits.
             TokenizerError: a text holds a lone surrogate.
         """
         conversation = normalise(request)
         segments = self.template.render(conversation)
-        token_ids = self.encode(segments)
+        if placeholders is not None:
+            segments = _expand(segments, placeholders)
+        token_ids, at = self._encode(segments)
         start_id = self.tokenizer.control_tokens.get("<|im_start|>")
         return RenderedPrompt(
             token_ids=tuple(token_ids),
             text="".join(self._text(segment) for segment in segments),
             turn_starts=tuple(i for i, token_id in enumerate(token_ids) if token_id == start_id),
             media=tuple(conversation.media),
+            placeholders=tuple(at),
             starts_in_reasoning=self._starts_in_reasoning(request),
         )
 
     def encode(self, segments: Sequence[Segment]) -> list[int]:
         """Token ids of rendered segments; neighbouring text is encoded as one piece, as if it had never been apart."""
+        return self._encode(segments)[0]
+
+    def _encode(self, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
+        """Token ids, and the indices of the image and video tokens that are the template's own."""
         ids: list[int] = []
+        placeholders: list[int] = []
+        pads = {self.tokenizer.control_tokens.get(pad) for pad in PAD.values()}
         text = ""
         for segment in segments:
             if segment.token_ids is not None:
@@ -90,9 +117,12 @@ class ChatFormat:
                 if token_id is None:
                     text += piece
                 else:
-                    ids += [*self.tokenizer.encode(text), token_id]
+                    ids += self.tokenizer.encode(text)
                     text = ""
-        return ids + self.tokenizer.encode(text)
+                    if token_id in pads:
+                        placeholders.append(len(ids))
+                    ids.append(token_id)
+        return ids + self.tokenizer.encode(text), placeholders
 
     def _without_end(self, token_ids: Sequence[int]) -> Sequence[int]:
         """Sampled tokens without the end token, which the template prints itself."""
@@ -122,3 +152,15 @@ class ChatFormat:
             return continuation == "reasoning"
         prompt = self.template.generation_prompt(enable_thinking=request.enable_thinking)
         return prompt.rfind("<think>") > prompt.rfind("</think>")
+
+
+def _expand(segments: Sequence[Segment], placeholders: Sequence[str]) -> list[Segment]:
+    """The segments with a placeholder text for every image and video that the template printed."""
+    remaining = iter(placeholders)
+    count = sum(len(_MEDIA.findall(segment.text)) for segment in segments if segment.is_control)
+    if count != len(placeholders):
+        raise UsageError(f"the chat template prints {count} images and videos, the request has {len(placeholders)}")
+    return [
+        replace(segment, text=_MEDIA.sub(lambda _: next(remaining), segment.text)) if segment.is_control else segment
+        for segment in segments
+    ]

@@ -15,14 +15,16 @@ from sterna.ops.bfloat16 import to_bfloat16
 class RandomCheckpoint:
     """Stands in for `Checkpoint`. Every tensor is a function of (seed, name); nothing is kept.
 
-    ``dtype`` is ``BF16``, ``F16`` or ``F32``. Vision is left out; the prediction head follows the configuration.
+    ``dtype`` is ``BF16``, ``F16`` or ``F32``. The prediction head follows the configuration, the vision tower only with
+    ``with_vision``.
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int = 0, dtype: str = "BF16") -> None:
+    def __init__(self, config: ModelConfig, *, seed: int = 0, dtype: str = "BF16", with_vision: bool = False) -> None:
         self.config = config
         self._seed = seed
         self._dtype = dtype
-        self._shapes = {name: spec for name, spec in expected_tensors(config).items() if spec.group != "vision"}
+        expected = expected_tensors(config).items()
+        self._shapes = {name: spec for name, spec in expected if with_vision or spec.group != "vision"}
 
     @property
     def has_mtp(self) -> bool:
@@ -50,7 +52,8 @@ class RandomCheckpoint:
 
     def fingerprint(self) -> str:
         """Changes with seed, type and configuration."""
-        return hashlib.sha256(repr((self._seed, self._dtype, self.config)).encode()).hexdigest()
+        parts = (self._seed, self._dtype, self.config, len(self._shapes))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _values(self, name: str) -> np.ndarray:
         shape = self._shapes[name].shape
@@ -64,8 +67,10 @@ class RandomCheckpoint:
         if name.endswith("linear_attn.norm.weight"):
             return 1 + np.float32(0.1) * values
         if len(shape) == 1:
-            return np.float32(0.1) * values
+            is_scale = name.startswith("model.visual.") and "norm" in name and name.endswith(".weight")
+            return np.float32(is_scale) + np.float32(0.1) * values
         if name.endswith("conv1d.weight"):
             return np.float32(0.5) * values
-        damped = name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight", "down_proj"))
+        damped = name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight", "down_proj", "linear_fc2.weight"))
+        shape = (shape[0], int(np.prod(shape[1:]))) if "patch_embed" in name else shape
         return values * np.float32((0.3 if damped else 1.0) / np.sqrt(shape[-1]))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from sterna.cli.common import Subparsers, add_model_flags, add_sampling_flags, add_session_flags, chat_request, load_llm
+from sterna.cli.pictures import add_media_flags, mentioned, with_media
+from sterna.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,9 +23,10 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         "chat",
         help="talk to the model",
         description="Talk to the model. Nothing is read twice: each turn computes its own tokens only. /new starts "
-        "over, /exit or Ctrl-D ends, Ctrl-C stops an answer.",
+        "over, /exit or Ctrl-D ends, Ctrl-C stops an answer. @FILE shows an image or a video: what is wrong in @shot.png",
     )
     parser.add_argument("--system", metavar="TEXT", help="a system message at the start")
+    add_media_flags(parser)
     add_model_flags(parser)
     add_session_flags(parser)
     add_sampling_flags(parser, preset="thinking")
@@ -37,15 +41,39 @@ def run(args: argparse.Namespace) -> int:
     console = data_console()
     start = [Message("system", args.system)] if args.system else []
     history = list(start)
+    shown = with_media(args, "")
     with load_llm(args) as llm:
         while (text := _ask()) is not None:
             if text == "/new":
                 history = list(start)
             elif text:
-                answer = _answer(args, llm, [*history, Message("user", text)], console)
-                if answer is not None:
-                    history += [Message("user", text), answer]
+                question = _question(text, shown)
+                answer = _answer(args, llm, [*history, question], console) if question else None
+                if question and answer is not None:
+                    history += [question, answer]
+                    shown = ""
     return 0
+
+
+def _question(text: str, shown: str | list[dict[str, Any]]) -> Message | None:
+    """The user's turn with the pictures that it mentions and those of the flags; ``None``, said why, if one cannot be read."""
+    from sterna.chat.messages import Message
+
+    try:
+        content = mentioned(text)
+    except UsageError as error:
+        return _refused(error)
+    if not shown:
+        return Message("user", content)
+    return Message(
+        "user", [*shown[:-1], *([{"type": "text", "text": content}] if isinstance(content, str) else content)]
+    )
+
+
+def _refused(error: UsageError) -> None:
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
 
 
 def _ask() -> str | None:
@@ -61,7 +89,11 @@ def _answer(args: argparse.Namespace, llm: LLM, messages: list[Message], console
     from sterna.chat.messages import End, ReasoningDelta, TextDelta
     from sterna.cli.terminal import printable
 
-    stream = llm.chat(chat_request(args, messages))
+    try:
+        stream = llm.chat(chat_request(args, messages))
+    except UsageError as error:
+        # a picture that is too large or damaged; the conversation goes on without it
+        return _refused(error)
     try:
         for event in stream:
             if isinstance(event, ReasoningDelta):

@@ -39,6 +39,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="what computes (default: STERNA_BACKEND or auto)",
     )
     group.add_argument(
+        "--mmproj", type=Path, metavar="FILE", help="GGUF file with the vision tower of a checkpoint without one"
+    )
+    group.add_argument(
         "--max-model-len",
         type=positive,
         metavar="N",
@@ -126,6 +129,8 @@ def load_llm(args: argparse.Namespace) -> LLM:
         heal=getattr(args, "heal", "reasoning"),
         sessions=env.home() / "sessions" if getattr(args, "sessions", False) else None,
         session_quota_bytes=getattr(args, "session_quota", None),
+        mmproj=getattr(args, "mmproj", None),
+        features=env.home() / "features" if getattr(args, "sessions", False) else None,
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from sterna.cli.common import Subparsers, add_model_flags, add_sampling_flags, chat_request, load_llm
+from sterna.cli.pictures import add_media_flags, with_media
 from sterna.errors import UsageError
 
 
@@ -21,6 +22,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt (default: read from standard input)")
     parser.add_argument("--system", metavar="TEXT", help="a system message before it")
+    add_media_flags(parser)
     parser.add_argument("--raw", action="store_true", help="continue the text itself")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--json", action="store_true", help="last line of standard output: the whole result as JSON")
@@ -36,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("the prompt is empty", hint="sterna run -p 'some text', or pipe it in")
     if args.raw and args.system is not None:
         raise UsageError("--system has no place in --raw, which knows no messages")
+    if args.raw and (args.image or args.video):
+        raise UsageError("--image and --video have no place in --raw, which knows no messages")
     with load_llm(args) as llm:
         result = _complete(args, llm, text) if args.raw else _answer(args, llm, text)
     print(json.dumps(result) if args.json else "")
@@ -59,7 +63,7 @@ def _answer(args: argparse.Namespace, llm: Any, text: str) -> dict[str, Any]:
     from sterna.chat.messages import End, Message, ReasoningDelta, TextDelta
 
     system = [Message("system", args.system)] if args.system else []
-    request = chat_request(args, [*system, Message("user", text)])
+    request = chat_request(args, [*system, Message("user", with_media(args, text))])
     request = replace(request, sampling=replace(request.sampling, stop=tuple(args.stop)))
     end: End | None = None
     for event in llm.chat(request):

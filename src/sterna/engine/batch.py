@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sterna.backends.base import Batch, SampleRow
+from sterna.backends.base import Batch, EmbedRows, SampleRow
 from sterna.engine.scheduler import Piece
 from sterna.engine.sequence import Sequence
 
@@ -24,13 +24,14 @@ def build_batch(pieces: list[Piece], *, block_size: int) -> Batch:
     slot_mapping = block_tables[rows, positions // block_size] * block_size + positions % block_size
     return Batch(
         token_ids=token_ids,
-        positions=np.ascontiguousarray(np.broadcast_to(positions, (3, len(positions)))),
+        positions=np.ascontiguousarray(np.concatenate([_positions(piece) for piece in pieces], axis=1)),
         cu_seqlens=cu_seqlens,
         context_lens=context_lens,
         block_tables=block_tables,
         slot_mapping=slot_mapping.astype(np.int32),
         state_slots=np.array([piece.sequence.state_slot for piece in pieces], np.int32),
         snapshot_at=_snapshot_rows(pieces, cu_seqlens),
+        embed_rows=_embed_rows(pieces, cu_seqlens),
         logits_indices=np.array(
             [end - 1 for piece, end in zip(pieces, cu_seqlens[1:], strict=True) if piece.is_last], np.int32
         ),
@@ -44,6 +45,31 @@ def _snapshot_rows(pieces: list[Piece], cu_seqlens: np.ndarray) -> np.ndarray:
         for position, slot, _ in piece.snapshots
     ]
     return np.array(rows, np.int32).reshape(-1, 2)
+
+
+def _positions(piece: Piece) -> np.ndarray:
+    """int32 [3, n] on the axes time, height, width (spec §4.4)."""
+    sequence, start = piece.sequence, piece.sequence.num_computed_tokens
+    end = start + piece.num_tokens
+    text = np.arange(start, end, dtype=np.int32) + np.int32(sequence.position_delta)
+    positions = np.broadcast_to(text, (3, piece.num_tokens))
+    if sequence.positions is None or start >= sequence.positions.shape[1]:
+        return positions
+    given = sequence.positions[:, start:end]
+    return np.concatenate([given, positions[:, given.shape[1] :]], axis=1)
+
+
+def _embed_rows(pieces: list[Piece], cu_seqlens: np.ndarray) -> EmbedRows | None:
+    """The features of images whose tokens are among the pieces' rows; a piece may begin or end inside an image."""
+    rows, values = [], []
+    for piece, offset in zip(pieces, cu_seqlens.tolist(), strict=False):
+        start = piece.sequence.num_computed_tokens
+        for span in piece.sequence.spans:
+            first, last = max(span.start, start), min(span.end, start + piece.num_tokens)
+            if first < last:
+                rows.append(np.arange(first, last, dtype=np.int32) - start + offset)
+                values.append(span.features[first - span.start : last - span.start])
+    return EmbedRows(np.concatenate(rows).astype(np.int32), np.concatenate(values)) if rows else None
 
 
 def _token_ids(piece: Piece) -> np.ndarray:

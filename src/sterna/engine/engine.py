@@ -19,6 +19,7 @@ from sterna.engine.scheduler import Piece, Scheduler
 from sterna.engine.sequence import Sequence
 from sterna.errors import ContextOverflowError, UsageError
 from sterna.types import FinishReason, SamplingParams, TokenEvent, Usage
+from sterna.vision.positions import MediaSpan, multimodal_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +99,23 @@ class Engine:
         namespace: str = "",
         priority: int = 0,
         content_keys: Mapping[int, int] | None = None,
+        spans: Tokens[MediaSpan] = (),
     ) -> int:
         """Queue a prompt and return its number.
 
         ``turn_starts`` are the indices at which its turns begin, where other prompts are likely to part from this one;
         the second is the end of system and tools. Nothing is reused across namespaces. Requests of lower ``priority``
         numbers go first. ``content_keys`` maps indices of image tokens to hashes of what they show, without which two
-        images of one size would be the same prompt. ``max_tokens`` is clamped to what the context leaves. Without a seed
+        images of one size would be the same prompt; ``spans`` are the features of images and videos, whose keys need not be
+        given. ``max_tokens`` is clamped to what the context leaves. Without a seed
         a random one is drawn. Raises `UsageError` for an empty prompt or a token that does not exist,
         `ContextOverflowError` for a prompt that leaves no room.
         """
         self._check_prompt(token_ids, params)
+        positions, delta = multimodal_positions(len(token_ids), spans) if spans else (None, 0)
+        keys = dict(content_keys or {})
+        for span in spans:
+            keys |= zip(range(span.start, span.end), span.content_ids(), strict=True)
         room = self.max_model_len - len(token_ids)
         sequence = Sequence(
             id=self._next_id,
@@ -119,7 +126,10 @@ class Engine:
             max_new_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             namespace=namespace,
             priority=priority,
-            content_keys=content_keys or {},
+            content_keys=keys,
+            spans=tuple(spans),
+            positions=positions,
+            position_delta=delta,
             snapshots=_wanted_snapshots(turn_starts, len(token_ids), room),
             stop_token_ids=frozenset(self.backend.config.eos_token_ids) | frozenset(params.stop_token_ids),
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from sterna.engine.prefix_index import Node, SnapshotKind
 from sterna.types import FinishReason, SamplingParams, Usage
+from sterna.vision.positions import Int32, MediaSpan
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +23,9 @@ class Sequence:
     tokens to keys of what the image shows; ``key_ids`` are the tokens with these in their places, by which the cache tells
     prompts apart. A lower ``priority`` goes first. While ``in_pass``, a long pass is writing its blocks and state; an ``alone`` one
     shares no long pass. ``looked_up`` once the keeper was asked for it.
+
+    ``spans`` are the features of images and videos in the prompt; ``positions`` int32 [3, prompt] on the three axes where there
+    are any, later tokens being ``position_delta`` ahead of their index.
     """
 
     id: int
@@ -34,6 +38,9 @@ class Sequence:
     namespace: str = ""
     priority: int = 0
     content_keys: Mapping[int, int] = field(default_factory=dict)
+    spans: tuple[MediaSpan, ...] = ()
+    positions: Int32 | None = None
+    position_delta: int = 0
     in_pass: bool = False
     was_preempted: bool = False
     alone: bool = False

@@ -12,3 +12,9 @@ FLOAT64_CHUNKED = 1e-10
 NEGATIVE_CONTROL = 0.1
 # Relative difference of YaRN inverse frequencies to the reference, which computes them in float32.
 YARN_FREQUENCIES = 2e-7
+# Normalised pixels (-1 to 1) against a processor that scales and centres in float32, in another order.
+PIXELS = 1e-6
+# 8-bit levels of video frames against torchvision, whose bicubic resampling rounds between its two passes differently.
+VIDEO_LEVELS = 2
+# Vision features of the golden tower (values up to about 2) against the reference, which computes in float32.
+GOLDEN_FEATURES = 1e-5

@@ -14,6 +14,7 @@ import numpy as np
 from sterna import _native
 from sterna.backends.native.threads import default_threads
 from sterna.backends.native.variants import choose_variant
+from sterna.backends.native.vision import NativeVisionOps
 from sterna.config import TextConfig
 from sterna.errors import BackendError
 from sterna.ops.base import AttentionWeights, Float32, GatedDeltaNetWeights, Int32, SparseMoeWeights, StepContext
@@ -24,7 +25,7 @@ KvDtype = Literal["bfloat16", "float32"]
 BLOCK_MULTIPLE = 16
 
 
-class NativeOpSet:
+class NativeOpSet(NativeVisionOps):
     """Float activations; weights in their storage type (float32, float16, bfloat16), packed once.
 
     ``variant`` as in `choose_variant`. Keys and values are rounded to ``kv_dtype`` before any row reads them.

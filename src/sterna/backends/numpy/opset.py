@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sterna.backends.numpy.vision import NumpyVisionOps
 from sterna.config import TextConfig
 from sterna.ops.base import AttentionWeights, Float32, GatedDeltaNetWeights, Int32, SparseMoeWeights, StepContext
 from sterna.ops.bfloat16 import to_float32
@@ -16,7 +17,7 @@ from sterna.ops.rms_norm import rms_norm
 from sterna.ops.sparse_moe import Experts, sparse_moe
 
 
-class NumpyOps:
+class NumpyOps(NumpyVisionOps):
     """Reference arithmetic in float32, or in float64 to measure what float32 rounds; weights are kept in that type."""
 
     name = "numpy"

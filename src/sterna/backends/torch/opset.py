@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sterna.backends.torch.mixers import attention, delta_net, rms_norm
+from sterna.backends.torch.vision import TorchVisionOps
 from sterna.config import TextConfig
 from sterna.ops.base import AttentionWeights, Float32, GatedDeltaNetWeights, Int32, SparseMoeWeights, StepContext
 
@@ -39,7 +40,7 @@ class DeviceContext(NamedTuple):
     block_tables: Tensor
 
 
-class TorchOps:
+class TorchOps(TorchVisionOps):
     """Weights and activations are float32 tensors on one device."""
 
     name = "torch"
