@@ -16,12 +16,13 @@ LEVELS = (
     ("errors", "types", "config", "env"),
     ("ops", "quant", "checkpoint"),
     ("accounting", "backends.base", "backends.host_memory", "backends.planner"),
-    ("models",),
+    ("fit",),
+    ("models", "hub"),
     ("backends.common",),
     ("backends.native", "backends.torch", "backends.numpy"),
     ("engine", "chat"),
     ("locate", "llm"),
-    ("server", "agent", "evals", "delegate", "train"),
+    ("server", "agent", "evals", "delegate", "train", "verify"),
     ("cli",),
 )
 RANK = {unit: rank for rank, level in enumerate(LEVELS) for unit in level}
