@@ -52,8 +52,8 @@ def _fit_words(plan: Plan) -> str:
         return f"{plan.hardware}: {plan.obstacle}"
     if not plan.fits:
         missing = plan.total_bytes - (plan.available_bytes or 0)
-        return f"{plan.hardware}: {_gb(missing)} per card are missing for {plan.context:,} tokens"
-    return f"{plan.hardware}: {plan.max_context or 0:,} tokens with {plan.kv} keys and values"
+        return f"{plan.hardware} with {plan.weights}: {_gb(missing)} missing for {plan.context:,} tokens, {plan.kv}"
+    return f"{plan.hardware} with {plan.weights}: {plan.max_context or 0:,} tokens with {plan.kv} keys and values"
 
 
 def _int4(config: ModelConfig) -> Row:
@@ -108,7 +108,7 @@ def _ceiling(config: ModelConfig) -> Row:
     return Row(
         "64K tokens are the ceiling of a 24 GB card at 4 bits",
         "wrong" if longest > 65_536 else "holds",
-        "; ".join(f"{plan.weights}: {_fit_words(plan)}" for plan in plans),
+        "; ".join(map(_fit_words, plans)),
         plans,
     )
 

@@ -54,18 +54,21 @@ def make_plan(
     mtp: bool = True,
     vision: bool = False,
     engine: EngineConfig | None = None,
+    weight_bytes: int | None = None,
 ) -> Plan:
     """Plan one combination; snapshots, blocks and the prefill chunk are those of ``engine``.
 
+    ``weight_bytes`` says how large the weights are that exist; ``weights`` is then a mere label.
     Raises `UsageError` for a precision that cannot hold the shapes of this model.
     """
     engine, text = engine or EngineConfig(), config.text
     mtp, vision = mtp and text.mtp_num_hidden_layers > 0, vision and config.vision is not None
     groups = ("text", *(("mtp",) if mtp else ()), *(("vision",) if vision else ()))
     ranks = hardware.devices
-    sizes = tensor_bytes(config, weights, groups=groups)
     heads = text.num_key_value_heads
-    weight_bytes = sum(sizes.values()) if ranks == 1 else bytes_per_rank(sizes, ranks=ranks, num_key_value_heads=heads)
+    if weight_bytes is None:
+        sizes = tensor_bytes(config, weights, groups=groups)
+        weight_bytes = bytes_per_rank(sizes, ranks=ranks, num_key_value_heads=heads)
     copies = max(1, ranks // heads)
     per_token = kv_bytes_per_token(text, kv, mtp=mtp) * copies // ranks
     state = state_slot_bytes(text) // ranks
