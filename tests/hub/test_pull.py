@@ -152,9 +152,11 @@ def test_a_busy_list_is_asked_again(tiny_files, pull_from, waited) -> None:
 
 @pytest.mark.parametrize("name", ["list", WEIGHTS])
 def test_a_hub_that_stays_busy_is_given_up(tiny_files, pull_from, waited, name) -> None:
-    with HubDouble(tiny_files, faults={name: Fault("busy", times=99)}) as hub:
-        with pytest.raises(CheckpointError, match="429") as error:
-            pull_from(hub)
+    with (
+        HubDouble(tiny_files, faults={name: Fault("busy", times=99)}) as hub,
+        pytest.raises(CheckpointError, match="429") as error,
+    ):
+        pull_from(hub)
     assert len(waited) == 5
     assert error.value.hint and "same command again" in error.value.hint
 
@@ -174,9 +176,8 @@ def test_a_hub_that_stays_busy_is_given_up(tiny_files, pull_from, waited, name) 
     ],
 )
 def test_what_the_hub_refuses_is_said_in_a_sentence(tiny_files, pull_from, options, faults, error, words, hint) -> None:
-    with HubDouble(tiny_files, faults=faults) as hub:
-        with pytest.raises(error, match=words) as raised:
-            pull_from(hub, **options)
+    with HubDouble(tiny_files, faults=faults) as hub, pytest.raises(error, match=words) as raised:
+        pull_from(hub, **options)
     assert raised.value.hint and hint in raised.value.hint
 
 
@@ -258,9 +259,11 @@ def test_an_index_beside_a_single_file(tiny_files, pull_from) -> None:
 
 def test_a_repository_of_pickles(tiny_files, pull_from) -> None:
     files = {name: data for name, data in tiny_files.items() if name != WEIGHTS}
-    with HubDouble({**files, "pytorch_model.bin": b"x"}) as hub:
-        with pytest.raises(CheckpointError, match="neither model.safetensors nor"):
-            pull_from(hub)
+    with (
+        HubDouble({**files, "pytorch_model.bin": b"x"}) as hub,
+        pytest.raises(CheckpointError, match="neither model.safetensors nor"),
+    ):
+        pull_from(hub)
 
 
 def test_a_path_out_of_the_directory_is_refused(tiny_files, pull_from) -> None:
