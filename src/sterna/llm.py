@@ -8,7 +8,6 @@ with LLM.load(Path("checkpoint")) as llm:
 from __future__ import annotations
 
 import sys
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from sterna.chat.stop_strings import StopStringMatcher
 from sterna.checkpoint import Checkpoint
 from sterna.config import EngineConfig, read_model_config
 from sterna.engine.engine import Engine
+from sterna.engine.fair_lock import FairLock
 from sterna.errors import BackendError
 from sterna.locate import locate_model, make_backend
 from sterna.types import FinishReason, SamplingParams, TokenEvent, Usage
@@ -52,19 +52,24 @@ class GenerationService(Protocol):
 
 
 class TokenStream(Iterator[TokenEvent]):
-    """The tokens of one request. ``usage`` is current; ``close`` aborts, ``finish`` ends early and keeps the cache."""
+    """The tokens of one request. ``usage`` is current; ``close`` aborts, ``finish`` ends early and keeps the cache.
+
+    Both may be called while another thread waits for the next token, which then ends or raises `BackendError`.
+    """
 
     def __init__(self, llm: LLM, request_id: int, usage: Usage) -> None:
         self._llm = llm
         self._request_id = request_id
         self.events: deque[TokenEvent] = deque()
         self.usage = usage
+        self.finish_reason: FinishReason | None = None
         self._done = False
 
     def __next__(self) -> TokenEvent:
         if self._done:
             raise StopIteration
         event = self._llm._next_event(self._request_id, self)
+        self.finish_reason = event.finish_reason
         self._done = event.finish_reason is not None
         return event
 
@@ -94,7 +99,8 @@ class LLM:
         self.max_model_len = self.engine.max_model_len
         # weak: a stream that nobody holds any more cancels its request
         self._streams: WeakValueDictionary[int, TokenStream] = WeakValueDictionary()
-        self._lock = threading.RLock()
+        # fair: a thread whose stream decodes must not hold up the others turn after turn
+        self._lock = FairLock()
 
     @classmethod
     def load(
@@ -138,11 +144,11 @@ class LLM:
         """
         prompt = self.chat_format.render(request)
         stream = self.generate(prompt.token_ids, request.sampling, turn_starts=prompt.turn_starts, namespace=namespace)
-        return self._answer(request, stream)
+        return self.answer(request, stream)
 
     def complete(self, text: str, sampling: SamplingParams) -> Generator[str, None, None]:
         """See `GenerationService.complete`."""
-        return self._continue(self.generate(self.chat_format.tokenizer.encode(text), sampling), sampling)
+        return self.continue_text(self.generate(self.chat_format.tokenizer.encode(text), sampling), sampling)
 
     def close(self) -> None:
         """Free everything; further calls are errors."""
@@ -159,7 +165,8 @@ class LLM:
     def _token_text(self, token_id: int) -> str:
         return repr(self.chat_format.tokenizer.decode([token_id]))
 
-    def _answer(self, request: ChatRequest, stream: TokenStream) -> Generator[ChatEvent, None, None]:
+    def answer(self, request: ChatRequest, stream: TokenStream) -> Generator[ChatEvent, None, None]:
+        """The events of a turn whose prompt was rendered and given to ``generate`` before; ``chat`` does both."""
         parser = self.chat_format.parser(request)
         matcher = StopStringMatcher(request.sampling.stop, self.chat_format.tokenizer)
         finish_reason = FinishReason.CANCELLED
@@ -179,7 +186,8 @@ class LLM:
         finally:
             stream.close()
 
-    def _continue(self, stream: TokenStream, sampling: SamplingParams) -> Generator[str, None, None]:
+    def continue_text(self, stream: TokenStream, sampling: SamplingParams) -> Generator[str, None, None]:
+        """The text of a stream up to a stop string; ``complete`` without the encoding of the prompt."""
         tokenizer = self.chat_format.tokenizer
         matcher = StopStringMatcher(sampling.stop, tokenizer)
         decoder = tokenizer.decoder(skip_special=True)

@@ -107,6 +107,15 @@ def test_str_replace(tmp_path: Path) -> None:
     assert file.read_text() == "def f():\n"
 
 
+def test_the_search_for_a_similar_line_has_bounds(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x" * 400 + "\n" + "value = other\n" * 4000 + "count = 1\n")
+    hint = "error: old_str was not found in a.py\nhint: line 2 is similar:\nvalue = other"
+    assert edit(tmp_path, "str_replace", "a.py", old_str="value = others", new_str="1") == hint
+    missing = "error: old_str was not found in a.py"
+    assert edit(tmp_path, "str_replace", "a.py", old_str="count = 12", new_str="1") == missing
+    assert edit(tmp_path, "str_replace", "a.py", old_str="x" * 399 + "y", new_str="1") == missing
+
+
 def test_str_replace_that_does_not_fit(tmp_path: Path) -> None:
     file = tmp_path / "a.py"
     text = "def f():\n\tif x:\n\t\treturn  1\n\nreturn 1\nreturn 1\naaa\n"
@@ -119,6 +128,9 @@ def test_str_replace_that_does_not_fit(tmp_path: Path) -> None:
     assert (
         replace("\n    if x:\n        pass")
         == "error: old_str was not found in a.py\nhint: line 2 is similar:\n\tif x:"
+    )
+    assert (
+        replace("    if y:\n        pass") == "error: old_str was not found in a.py\nhint: line 2 is similar:\n\tif x:"
     )
     assert replace("   ") == "error: old_str was not found in a.py"
     several = "error: old_str occurs {} times in a.py, at lines {}\nhint: include more surrounding lines"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from sterna.errors import AgentError
 
 _NEEDED = {"view": (), "create": ("file_text",), "str_replace": ("old_str",), "insert": ("insert_line", "new_str")}
 _MAX_LINES_LISTED = 20
+# Looking for the line that was meant stays quick in large files and with long lines.
+_MAX_COMPARED_LINES = 3000
+_MAX_COMPARED_CHARS = 300
+_LIKENESS = 0.6
 
 
 def edit_file(workspace: Path, arguments: Mapping[str, Any]) -> str:
@@ -75,7 +80,7 @@ def _str_replace(root: WorkspaceRoot, path: str, arguments: Mapping[str, Any]) -
         raise AgentError("old_str and new_str are the same, the edit would change nothing")
     positions = _occurrences(file.text, old)
     if not positions:
-        raise AgentError(f"old_str was not found in {path}", hint=_similar_line(file.text, old))
+        raise AgentError(f"old_str was not found in {path}", hint=similar_line(file.text, old))
     lines = [file.text.count("\n", 0, position) + 1 for position in positions]
     if len(positions) > 1:
         listed = ", ".join(map(str, lines[:_MAX_LINES_LISTED])) + (", …" if len(lines) > _MAX_LINES_LISTED else "")
@@ -97,15 +102,21 @@ def _occurrences(text: str, part: str) -> list[int]:
     return found
 
 
-def _similar_line(text: str, old: str) -> str | None:
-    """Where the first line of ``old`` that has content occurs when white space is ignored."""
+def similar_line(text: str, old: str) -> str | None:
+    """Where the first line of ``old`` that has content occurs, white space ignored; else the line most like it."""
     wanted = next((_squeeze(line) for line in old.splitlines() if line.strip()), None)
-    if wanted is None:
+    if wanted is None or len(wanted) > _MAX_COMPARED_CHARS:
         return None
-    for number, line in enumerate(_split_lines(text), start=1):
-        if _squeeze(line) == wanted:
-            return f"line {number} is similar:\n{line}"
-    return None
+    lines = _split_lines(text)
+    squeezed = [_squeeze(line) for line in lines]
+    if wanted not in squeezed:
+        short = {line for line in squeezed[:_MAX_COMPARED_LINES] if 0 < len(line) <= _MAX_COMPARED_CHARS}
+        # Sorted, because the order of a set must not decide between lines that are equally like it.
+        wanted = next(iter(difflib.get_close_matches(wanted, sorted(short), n=1, cutoff=_LIKENESS)), "")
+        if not wanted:
+            return None
+    number = squeezed.index(wanted) + 1
+    return f"line {number} is similar:\n{lines[number - 1]}"
 
 
 def _squeeze(line: str) -> str:

@@ -27,10 +27,37 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "eval",
         help="benchmarks with pinned settings and confidence intervals",
-        description="Run a benchmark. small-bugs: the agent repairs small Python projects with one bug each, judged by "
-        "their own tests. An interrupted run goes on where it ended when started again with the same settings.",
+        description="Run a benchmark, or compare and report the runs of one. An interrupted run goes on where it ended "
+        "when started again with the same settings.",
     )
-    parser.add_argument("task", choices=("small-bugs",), help="the benchmark")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    _add_small_bugs(actions)
+    compare = actions.add_parser(
+        "compare",
+        help="two runs over the same tasks",
+        description="Compare two runs task by task: rates, the difference with a 95 %% interval (paired bootstrap), "
+        "McNemar's exact test, and which tasks only one of them solved.",
+    )
+    compare.add_argument("first", type=Path, metavar="A", help="directory of a run")
+    compare.add_argument("second", type=Path, metavar="B", help="directory of another run")
+    compare.add_argument("--json", action="store_true", help="last line of standard output: the result as JSON")
+    compare.set_defaults(action=_compare)
+    report = actions.add_parser(
+        "report",
+        help="a run as a page",
+        description="Write report.md and report.html into the directory of a run.",
+    )
+    report.add_argument("directory", type=Path, metavar="DIR", help="directory of a run")
+    report.set_defaults(action=_report)
+    return parser
+
+
+def _add_small_bugs(actions: Subparsers) -> None:
+    parser = actions.add_parser(
+        "small-bugs",
+        help="repair small Python projects",
+        description="The agent repairs small Python projects with one bug each, judged by their own tests.",
+    )
     parser.add_argument("--split", choices=SPLIT_NAMES, default="unseen-instances", help="default: %(default)s")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N projects")
     parser.add_argument(
@@ -45,13 +72,18 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="last line of standard output: the whole result as JSON")
     add_model_flags(parser)
     add_sampling_flags(parser, preset="agent", max_tokens=4_096)
-    parser.set_defaults(seed=SEED)
-    return parser
+    parser.set_defaults(seed=SEED, task="small-bugs", action=_small_bugs)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    code: int = args.action(args)
+    return code
+
+
+def _small_bugs(args: argparse.Namespace) -> int:
     from sterna.agent.sandbox import choose_sandbox
+    from sterna.evals.report import write_report
     from sterna.evals.small_bugs.splits import split_projects
 
     projects = split_projects(args.split, limit=args.limit)
@@ -63,13 +95,45 @@ def run(args: argparse.Namespace) -> int:
     log.results = {name: result for name, result in log.results.items() if name in chosen}
     summary = log.summary(task=args.task, split=args.split)
     low, high = summary["ci95"]
+    _, page = write_report(log)
     print(
         f"{args.split}: {summary['passed']} of {summary['n']} passed, {summary['pass_rate']:.1%} "
-        f"(95 % interval {low:.1%} to {high:.1%}), {summary['errors']} errors; {log.directory}",
+        f"(95 % interval {low:.1%} to {high:.1%}), {summary['errors']} errors; {page}",
         file=sys.stderr if args.json else sys.stdout,
     )
     if args.json:
         print(json.dumps(summary))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from sterna.evals.compare import compare_runs
+    from sterna.evals.log import EvalLog
+
+    result = compare_runs(EvalLog.read(args.first), EvalLog.read(args.second))
+    low, high = result.ci95
+    lines = [
+        f"A {args.first}: {result.first_passed} of {result.n} passed",
+        f"B {args.second}: {result.second_passed} of {result.n} passed",
+        f"B - A: {result.difference:+.1%} (95 % interval {low:+.1%} to {high:+.1%}), McNemar p = {result.p_value:.3g}",
+        f"only A: {', '.join(result.only_first) or '-'}",
+        f"only B: {', '.join(result.only_second) or '-'}",
+    ]
+    lines += [f"{key}: {a!r} in A, {b!r} in B" for key, (a, b) in result.different_settings.items()]
+    if result.not_shared:
+        lines.append(f"{len(result.not_shared)} tasks are in one run only and left out")
+    print("\n".join(lines), file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(result.as_json()))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from sterna.evals.log import EvalLog
+    from sterna.evals.report import write_report
+
+    for path in write_report(EvalLog.read(args.directory)):
+        print(path)
     return 0
 
 

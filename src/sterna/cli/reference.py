@@ -28,7 +28,9 @@ def reference_page() -> str:
 def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.items()
+            for name, command in action.choices.items():
+                yield name, command
+                yield from ((f"{name} {inner}", parser) for inner, parser in _commands(command))
 
 
 def _row(action: argparse.Action) -> str:

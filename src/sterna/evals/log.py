@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,28 @@ class TaskResult:
     steps: int = 0
     completion_tokens: int = 0
     duration_s: float = 0.0
+
+    @property
+    def failure(self) -> str:
+        """Why it did not pass, one of `FAILURES`; empty for a task that passed."""
+        if self.outcome == "passed":
+            return ""
+        if self.outcome == "error":
+            return "infrastructure"
+        return _FAILURE_OF.get(self.detail.split(":", 1)[0], "no submission")
+
+
+FAILURES = ("wrong", "no submission", "context", "step limit", "time limit", "infrastructure")
+"""Classes of failure. ``wrong``: the model said it was done, and its work does not pass."""
+_FAILURE_OF = {
+    "submitted": "wrong",
+    "answered": "wrong",
+    "random mutation": "wrong",
+    "step_limit": "step limit",
+    "time_limit": "time limit",
+    "context_overflow": "context",
+    "token_limit": "context",
+}
 
 
 class EvalLog:
@@ -48,11 +71,26 @@ class EvalLog:
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(result)) + "\n")
 
+    @classmethod
+    def read(cls, directory: Path) -> EvalLog:
+        """The run in ``directory`` as it is. Raises `UsageError` when there is none."""
+        stored = directory / "settings.json"
+        try:
+            settings = json.loads(stored.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{directory} holds no evaluation: {error}", hint="give the directory that `sterna eval` named"
+            ) from error
+        if not isinstance(settings, dict):
+            raise UsageError(f"{stored} holds {type(settings).__name__}, allowed is an object")
+        return cls(directory, settings)
+
     def summary(self, *, task: str, split: str) -> dict[str, Any]:
         """The object that ``sterna eval --json`` prints."""
         results = self.results.values()
         passed = sum(result.outcome == "passed" for result in results)
         n = len(results)
+        failures = Counter(result.failure for result in results)
         return {
             "task": task,
             "split": split,
@@ -61,6 +99,9 @@ class EvalLog:
             "pass_rate": passed / n if n else 0.0,
             "ci95": list(wilson_interval(passed, n)),
             "errors": sum(result.outcome == "error" for result in results),
+            "failures": {name: count for name in FAILURES if (count := failures[name])},
+            "completion_tokens": sum(result.completion_tokens for result in results),
+            "duration_s": round(sum(result.duration_s for result in results), 3),
             "settings": self.settings,
         }
 

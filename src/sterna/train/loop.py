@@ -301,6 +301,6 @@ class StatusLine:
         text = (
             f"{bar} {share:6.1%}  step {record['step']}  {record['tokens'] / 1e6:.2f} M tokens  "
             f"loss {record['loss']:.3f}  right {record['token']:.1%}  {record['tokens_per_s']:,.0f} tok/s  "
-            f"left {left / 60:,.0f} min"
+            + (f"left {left / 60:,.0f} min" if left == left else "")
         )
         print(f"\r{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ from sterna.evals.small_bugs.values import WORDS, sample
 EVAL_BUCKETS = 10
 """One function text in ten is kept for ``unseen-instances``; training never uses it."""
 MAX_EXPECTED_CHARS = 60
-FRESH_SHARE = 0.4
+FRESH_SHARE = 0.6
 KIND_WEIGHTS = {"variable": 0.8, "call": 1.0, "string": 0.7}
 
 

@@ -6,22 +6,23 @@ import re
 from dataclasses import dataclass
 from random import Random
 
+from sterna.agent.editor import similar_line
 from sterna.chat.messages import Message, ToolCall
 from sterna.evals.small_bugs.generate import generate_from_families
 from sterna.evals.small_bugs.inprocess import TestRun, run_inprocess
 from sterna.evals.small_bugs.mutate import Mutation, find_mutations
-from sterna.evals.small_bugs.naming import MODULES, fresh_name
+from sterna.evals.small_bugs.naming import MODULES, SYNONYMS, fresh_name
 from sterna.evals.small_bugs.project import Project
 from sterna.train.sternula.observe import FIRST, PYTHONS, TEST, Shell, folder_name, read_command, read_output
 from sterna.train.sternula.render import agent_tools, render, system_prompt
 from sterna.train.sternula.words import CHAT, DEFAULT_TASK, QUESTIONS, REASONS, TASKS
 
 THINKING_SHARE = 0.65
-ATTEMPTS = (0.62, 0.24, 0.1, 0.04)
+ATTEMPTS = (0.55, 0.27, 0.12, 0.06)
 """Shares of episodes with 0, 1, 2 and 3 wrong tries before the right one."""
 REAL_CODE_SHARE = 0.04
-STUMBLE_SHARE = 0.12
-"""Chance, before each try, of a call that the editor refuses; only what comes after it is learnt."""
+STUMBLES = (0.8, 0.12, 0.05, 0.03)
+"""Chances, before each try, of 0, 1, 2 and 3 calls that the editor refuses; only what comes after them is learnt."""
 OTHER_SHARES = {"passing": 0.015, "answer": 0.02, "chat": 0.01}
 
 
@@ -110,9 +111,25 @@ def failure_text(output: str) -> str:
     return f"{call} gives {got}, not {wanted}."
 
 
-def suspect_text(line: str, kind: str) -> str:
-    """Why this line is changed."""
-    return f"`{line.strip()}`: {REASONS[kind]}"
+def change_text(old: str, new: str) -> str:
+    """What becomes of ``old`` in ``new``, as one sentence about the shortest piece that says it."""
+    before, after = (re.findall(r"\w+|\s+|[^\w\s]+", line.strip()) for line in (old, new))
+    head = 0
+    while head < min(len(before), len(after)) and before[head] == after[head]:
+        head += 1
+    tail = 0
+    while tail < min(len(before), len(after)) - head and before[-1 - tail] == after[-1 - tail]:
+        tail += 1
+    # A piece that vanishes or appears is told with its neighbour, so that both sides say something.
+    while head and not all("".join(line[head : len(line) - tail]).strip() for line in (before, after)):
+        head -= 1
+    pieces = ("".join(line[head : len(line) - tail]).strip() for line in (before, after))
+    return "`{}` should be `{}`.".format(*pieces)
+
+
+def suspect_text(place: str, old: str, new: str, kind: str) -> str:
+    """Which line is suspected, why, and what it should be."""
+    return f"In {place}: `{old.strip()}`: {REASONS[kind]} {change_text(old, new)}"
 
 
 class _Script:
@@ -171,7 +188,7 @@ class _Script:
                 learnt.append(edit.right)
                 thought = thought.removesuffix("Still wrong: ") + "Still wrong. Put it back. "
         current = self.files[edit.path].split("\n")[edit.line - 1]
-        thought += suspect_text(current, edit.kind)
+        thought += suspect_text(self.project.function, current, edit.new, edit.kind)
         call, self.files, result = edit_call(self.files, edit.path, edit.line, edit.new)
         run = self.run()
         if run.passed != edit.right:
@@ -181,28 +198,43 @@ class _Script:
         self.hear(*results, result, output)
 
     def stumble(self, edit: Edit) -> None:
-        """A call that the editor refuses: a wrong file, a line that is not there, or nothing changed."""
-        old = self.files[edit.path].split("\n")[edit.line - 1]
-        path, new = edit.path, edit.new
+        """A call that the editor refuses: nothing changed, a line that is not there, or a wrong file.
+
+        This is what the model does by mistake, most often to a line that is right; none of it is learnt.
+        """
+        path, line, new = edit.path, edit.line, edit.new
+        lines = self.files[path].split("\n")
+        if self.rng.random() < 0.7:
+            line = self.rng.choice([number for number, text in enumerate(lines, 1) if text.strip()])
+        old = lines[line - 1]
+        if line != edit.line:
+            names = re.findall(r"\w+", old) or ["x"]
+            new = old.replace(self.rng.choice(names), self.rng.choice(("0", "1", fresh_name(self.rng))), 1)
+        thought = suspect_text(self.project.function, old, new, edit.kind)
         draw = self.rng.random()
-        if draw < 0.4:
-            path = f"{self.rng.choice([name for name in MODULES if f'{name}.py' not in self.files])}.py"
-            result = f"error: {path} does not exist"
-        elif draw < 0.8:
-            names = re.findall(r"\b[a-z]\w*\b", old) or ["x"]
-            old = re.sub(rf"\b{self.rng.choice(names)}\b", fresh_name(self.rng), old)
-            if old in self.files[path]:
-                return
-            result = f"error: old_str was not found in {path}"
-        else:
+        if draw < 0.45:
             new = old
             result = "error: old_str and new_str are the same, the edit would change nothing"
+        elif draw < 0.85:
+            name = self.rng.choice(re.findall(r"\b[a-z]\w*\b", old) or ["x"])
+            old = re.sub(rf"\b{name}\b", self.rng.choice([*SYNONYMS, fresh_name(self.rng)]), old)
+            if old in self.files[path]:
+                return
+            thought = suspect_text(self.project.function, old, new, edit.kind)
+            hint = similar_line(self.files[path], old)
+            result = f"error: old_str was not found in {path}" + (f"\nhint: {hint}" if hint else "")
+        else:
+            path = f"{self.rng.choice([name for name in MODULES if f'{name}.py' not in self.files])}.py"
+            result = f"error: {path} does not exist"
         arguments = {"command": "str_replace", "path": path, "old_str": old, "new_str": new}
-        output = self.test_output(self.run())
-        call = ToolCall("str_replace_editor", arguments)
-        self.say(suspect_text(old, edit.kind), [call, _bash(TEST)], learnt=[False, False, True])
-        self.hear(result, output)
-        self.stumbled = True
+        # The same mistake twice, now and then: what comes after it must be something else.
+        for _ in range(1 + (self.rng.random() < 0.35)):
+            output = self.test_output(self.run())
+            call = ToolCall("str_replace_editor", dict(arguments))
+            prefix = "The edit failed. " if self.stumbled else ""
+            self.say(prefix + thought, [call, _bash(TEST)], learnt=[False, False, True])
+            self.hear(result, output)
+            self.stumbled = True
 
     def finish(self) -> None:
         self.say("OK. Done.", [ToolCall("submit", {})], text=f"Fixed {self.project.path}; the tests pass.")
@@ -243,7 +275,7 @@ def _repair(script: _Script, wrong: int) -> None:
     undo: Edit | None = None
     right = Edit(project.path, project.line, project.fixed_line, project.kind, right=True)
     for edit in [*_wrong_edits(project, wrong, rng), right]:
-        if rng.random() < STUMBLE_SHARE:
+        for _ in range(rng.choices(range(4), STUMBLES)[0]):
             script.stumble(edit)
         script.attempt(edit, undo)
         undo = Edit(edit.path, edit.line, lines[edit.line - 1], edit.kind, right=False)
