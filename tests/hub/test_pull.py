@@ -97,9 +97,10 @@ def test_a_file_corrupted_once_is_fetched_again(tiny_files, pull_from) -> None:
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
 def test_a_file_that_is_always_corrupt_is_refused(tiny_files, pull_from, tmp_path, name) -> None:
-    with HubDouble(tiny_files, faults={name: Fault("corrupt", times=99)}) as hub:
-        with pytest.raises(CheckpointError, match=f"{name} arrived 3 times with another content") as error:
-            pull_from(hub)
+    words = f"{name} arrived 3 times with another content"
+    faults = {name: Fault("corrupt", times=99)}
+    with HubDouble(tiny_files, faults=faults) as hub, pytest.raises(CheckpointError, match=words) as error:
+        pull_from(hub)
     assert error.value.hint and "mirror" in error.value.hint
     assert not (tmp_path / "models" / "owner--model" / name).exists()
 

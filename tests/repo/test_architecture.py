@@ -34,6 +34,7 @@ SIDEWAYS = {
     ("backends.planner", "backends.base"), ("backends.planner", "backends.host_memory"),
     ("llm", "locate"),
     ("evals", "agent"), ("train", "evals"), ("train", "agent"),
+    ("delegate", "verify"),
 }  # fmt: skip
 # `locate` names the backends as text and imports one when asked; nothing else above them knows an implementation.
 ABOVE_BACKENDS_MAY_NOT_KNOW = ("backends.native", "backends.torch", "backends.numpy", "backends.common")

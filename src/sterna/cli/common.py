@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sterna.chat.messages import ChatRequest, Message
 from sterna.chat.presets import PRESETS, get_preset
 from sterna.config import EngineConfig
+from sterna.errors import UsageError
 
 if TYPE_CHECKING:
     from sterna.llm import LLM
@@ -37,6 +39,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=("auto", "native", "torch", "numpy"),
         help="what computes (default: STERNA_BACKEND or auto)",
+    )
+    group.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="use the model of a running server instead, as http://127.0.0.1:8000/v1 (default: STERNA_ENDPOINT)",
     )
     group.add_argument(
         "--max-model-len",
@@ -77,13 +84,33 @@ def positive(text: str) -> int:
     return value
 
 
-def load_llm(args: argparse.Namespace) -> LLM:
-    """The model that the flags name; the first line on standard error says which."""
+def load_llm(args: argparse.Namespace, *, remote: bool = True) -> LLM:
+    """The model that the flags name, or a running server where ``remote`` allows it; says on standard error which."""
     from sterna import env
     from sterna.llm import LLM
 
+    endpoint = args.endpoint or env.get("STERNA_ENDPOINT")
+    if endpoint and not remote:
+        raise UsageError(
+            f"the endpoint {endpoint} serves already, allowed is a model in this process",
+            hint="unset STERNA_ENDPOINT, or look at it with `sterna serve --check URL`",
+        )
+    if endpoint and args.model is None:
+        return _remote(endpoint)
+    if args.endpoint:
+        raise UsageError("--model and --endpoint were both given, allowed is one of them")
     config = EngineConfig(max_model_len=args.max_model_len)
     return LLM.load(args.model, backend=args.backend or env.get("STERNA_BACKEND"), engine_config=config)
+
+
+def _remote(endpoint: str) -> LLM:
+    """A running server in place of a model in this process; it has what commands use of one: `GenerationService`."""
+    from sterna import env
+    from sterna.delegate import RemoteService
+
+    service = RemoteService(endpoint, key=env.get("STERNA_ENDPOINT_KEY"))
+    print(f"model: {service.name} at {service.url}", file=sys.stderr)
+    return cast("LLM", service)
 
 
 def chat_request(args: argparse.Namespace, messages: Sequence[Message]) -> ChatRequest:
