@@ -65,6 +65,17 @@ def test_a_turn_without_token_ids_is_tokenised_and_still_right(llm):
     assert chat(llm, Message("user", "hello"), message, Message("user", "go on"))[-1].usage.prompt_tokens > 0
 
 
+def test_dropped_reasoning_is_healed_and_nothing_is_read_twice(llm):
+    first = chat(llm, Message("user", "hello"), namespace="heal")[-1]
+    known = first.usage.prompt_tokens + first.usage.completion_tokens - 1
+    sent = Message("assistant", f"  {first.message.content}")
+    history = (Message("user", "hello"), sent, Message("user", "go on"))
+    usage = chat(llm, *history, namespace="heal")[-1].usage
+    assert (usage.healed_turns, usage.cached_tokens) == (1, known)
+    usage = chat(llm, *history, namespace="another key")[-1].usage
+    assert (usage.healed_turns, usage.cached_tokens) == (0, 0)
+
+
 def test_complete_is_the_decoded_stream(llm):
     prompt = llm.chat_format.tokenizer.encode("once upon")
     ids = [event.token_id for event in llm.generate(prompt, SAMPLING)]

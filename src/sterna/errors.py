@@ -9,6 +9,7 @@
     ├── ContextOverflowError     code="context_overflow" more tokens than the context holds
     ├── OutOfMemoryError         code="out_of_memory"    a plan that does not fit, refused before allocating
     ├── BackendError             code="backend"          a backend or kernel variant that cannot run here
+    ├── SessionError             code="session"          a stored session that is damaged, foreign or not there
     ├── SandboxError             code="sandbox"          isolation that cannot be had here
     └── AgentError               code="agent"            a step, time or format limit of the agent
 
@@ -75,6 +76,12 @@ class BackendError(SternaError):
     """A backend or kernel variant that cannot run on this machine."""
 
     code = "backend"
+
+
+class SessionError(SternaError):
+    """A stored session that is damaged, of another model or version, or not there."""
+
+    code = "session"
 
 
 class SandboxError(SternaError):

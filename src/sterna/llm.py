@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 from weakref import WeakValueDictionary
 
-from sterna.backends.base import Backend
-from sterna.chat.format import ChatFormat
-from sterna.chat.messages import ChatEvent, ChatRequest
+from sterna.backends.base import Backend, MemoryPlan
+from sterna.chat.format import ChatFormat, RenderedPrompt
+from sterna.chat.messages import ChatEvent, ChatRequest, End, Message
 from sterna.chat.stop_strings import StopStringMatcher
 from sterna.checkpoint import Checkpoint
 from sterna.config import EngineConfig, read_model_config
@@ -26,6 +26,10 @@ from sterna.engine.engine import Engine
 from sterna.engine.fair_lock import FairLock
 from sterna.errors import BackendError
 from sterna.locate import locate_model, make_backend
+from sterna.sessions.healing import Healed, Healer, HealLevel
+from sterna.sessions.keeper import SessionKeeper
+from sterna.sessions.store import DEFAULT_QUOTA_BYTES, SessionStore
+from sterna.sessions.turn_log import TurnLog
 from sterna.types import FinishReason, SamplingParams, TokenEvent, Usage
 
 # a longer context is asked for by name, because its blocks are allocated at the start
@@ -51,17 +55,42 @@ class GenerationService(Protocol):
         """Free everything."""
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedChat:
+    """A healed request and its prompt, ready to be given to `LLM.generate`."""
+
+    healed: Healed
+    prompt: RenderedPrompt
+
+    @property
+    def request(self) -> ChatRequest:
+        """The request with the sampled tokens of the turns that are known."""
+        return self.healed.request
+
+
 class TokenStream(Iterator[TokenEvent]):
     """The tokens of one request. ``usage`` is current; ``close`` aborts, ``finish`` ends early and keeps the cache.
 
     Both may be called while another thread waits for the next token, which then ends or raises `BackendError`.
     """
 
-    def __init__(self, llm: LLM, request_id: int, usage: Usage) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        request_id: int,
+        prompt: Sequence[int],
+        usage: Usage,
+        *,
+        namespace: str = "",
+        healed: Healed | None = None,
+    ) -> None:
         self._llm = llm
         self._request_id = request_id
         self.events: deque[TokenEvent] = deque()
         self.usage = usage
+        self.prompt = prompt
+        self.namespace = namespace
+        self.healed = healed
         self.finish_reason: FinishReason | None = None
         self._done = False
 
@@ -91,12 +120,28 @@ class TokenStream(Iterator[TokenEvent]):
 class LLM:
     """A `GenerationService` on this machine. Streams may be read in turns or from several threads and share passes."""
 
-    def __init__(self, backend: Backend, chat_format: ChatFormat, engine_config: EngineConfig, *, name: str) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        chat_format: ChatFormat,
+        engine_config: EngineConfig,
+        *,
+        name: str,
+        heal: HealLevel = "reasoning",
+        store: SessionStore | None = None,
+        on_plan: Callable[[MemoryPlan], None] | None = None,
+    ) -> None:
         self.name = name
         self.backend = backend
         self.chat_format = chat_format
-        self.engine = Engine(backend, engine_config, token_text=self._token_text)
+        self.engine = Engine(backend, engine_config, token_text=self._token_text, on_plan=on_plan)
         self.max_model_len = self.engine.max_model_len
+        self.keeper: SessionKeeper | None = None
+        if store is not None:
+            self.keeper = SessionKeeper(store, backend, self.engine.cache, model=name, say=store.say)
+            self.engine.keeper = self.keeper
+        stored = self.keeper.turns if self.keeper is not None else lambda namespace: []
+        self.healer = Healer(TurnLog(), heal, stored=stored)
         # weak: a stream that nobody holds any more cancels its request
         self._streams: WeakValueDictionary[int, TokenStream] = WeakValueDictionary()
         # fair: a thread whose stream decodes must not hold up the others turn after turn
@@ -104,9 +149,18 @@ class LLM:
 
     @classmethod
     def load(
-        cls, model: Path | None = None, *, backend: str = "auto", engine_config: EngineConfig | None = None
+        cls,
+        model: Path | None = None,
+        *,
+        backend: str = "auto",
+        engine_config: EngineConfig | None = None,
+        heal: HealLevel = "reasoning",
+        sessions: Path | None = None,
+        session_quota_bytes: int | None = None,
     ) -> Self:
         """Load a checkpoint directory, by default the one `locate_model` finds; says on standard error which.
+
+        ``sessions`` is a directory in which conversations are kept and found again after a restart.
 
         Raises `CheckpointError`, `ConfigError`, `TokenizerError`, `TemplateError`, `BackendError`, `OutOfMemoryError`.
         """
@@ -120,7 +174,10 @@ class LLM:
         if engine_config.max_model_len is None:
             length = min(DEFAULT_MAX_MODEL_LEN, config.text.max_position_embeddings)
             engine_config = replace(engine_config, max_model_len=length)
-        return cls(chosen, chat_format, engine_config, name=located.name)
+        store = None
+        if sessions is not None:
+            store = SessionStore(sessions, quota_bytes=session_quota_bytes or DEFAULT_QUOTA_BYTES, say=_say)
+        return cls(chosen, chat_format, engine_config, name=located.name, heal=heal, store=store, on_plan=_say_plan)
 
     def generate(
         self,
@@ -129,29 +186,55 @@ class LLM:
         *,
         turn_starts: Sequence[int] = (),
         namespace: str = "",
+        priority: int = 0,
+        healed: Healed | None = None,
     ) -> TokenStream:
-        """See `GenerationService.generate` and `Engine.add_request`. A bad request raises before anything is computed."""
+        """See `GenerationService.generate` and `Engine.add_request`. A bad request raises before anything is computed.
+
+        ``healed`` is the request whose prompt this is; its answer is logged under it, to heal later requests.
+        """
         with self._lock:
-            request_id = self.engine.add_request(token_ids, sampling, turn_starts=turn_starts, namespace=namespace)
-            stream = TokenStream(self, request_id, Usage(prompt_tokens=len(token_ids)))
+            request_id = self.engine.add_request(
+                token_ids, sampling, turn_starts=turn_starts, namespace=namespace, priority=priority
+            )
+            usage = Usage(prompt_tokens=len(token_ids), healed_turns=healed.turns if healed else 0)
+            stream = TokenStream(self, request_id, token_ids, usage, namespace=namespace, healed=healed)
             self._streams[request_id] = stream
         return stream
+
+    def prepare(self, request: ChatRequest, *, namespace: str = "") -> PreparedChat:
+        """Heal a request from the token log of its namespace and render it; computes nothing.
+
+        Raises as `ChatFormat.render`.
+        """
+        healed = self.healer.heal(request, namespace=namespace)
+        return PreparedChat(healed, self.chat_format.render(healed.request))
 
     def chat(self, request: ChatRequest, *, namespace: str = "") -> Generator[ChatEvent, None, None]:
         """See `GenerationService.chat`. Turns of the history that carry ``token_ids`` are never tokenised again.
 
         Nothing that was computed for one ``namespace`` (an API key) is reused, or seen to exist, in another.
         """
-        prompt = self.chat_format.render(request)
-        stream = self.generate(prompt.token_ids, request.sampling, turn_starts=prompt.turn_starts, namespace=namespace)
-        return self.answer(request, stream)
+        prepared = self.prepare(request, namespace=namespace)
+        stream = self.generate(
+            prepared.prompt.token_ids,
+            request.sampling,
+            turn_starts=prepared.prompt.turn_starts,
+            namespace=namespace,
+            healed=prepared.healed,
+        )
+        return self.answer(prepared.request, stream)
 
-    def complete(self, text: str, sampling: SamplingParams) -> Generator[str, None, None]:
+    def complete(self, text: str, sampling: SamplingParams, *, namespace: str = "") -> Generator[str, None, None]:
         """See `GenerationService.complete`."""
-        return self.continue_text(self.generate(self.chat_format.tokenizer.encode(text), sampling), sampling)
+        token_ids = self.chat_format.tokenizer.encode(text)
+        return self.continue_text(self.generate(token_ids, sampling, namespace=namespace), sampling)
 
     def close(self) -> None:
-        """Free everything; further calls are errors."""
+        """Store what waits to be stored and free everything; further calls are errors."""
+        if self.keeper is not None:
+            self.keeper.close()
+            self.keeper = self.engine.keeper = None
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -163,6 +246,8 @@ class LLM:
         self.close()
 
     def _token_text(self, token_id: int) -> str:
+        if not 0 <= token_id < self.backend.config.text.vocab_size:
+            return "an image"
         return repr(self.chat_format.tokenizer.decode([token_id]))
 
     def answer(self, request: ChatRequest, stream: TokenStream) -> Generator[ChatEvent, None, None]:
@@ -182,9 +267,21 @@ class LLM:
                     stream.finish()
             for token_id in matcher.flush():
                 yield from parser.feed(token_id)
-            yield from parser.finish(finish_reason, stream.usage)
+            for last in parser.finish(finish_reason, stream.usage):
+                if isinstance(last, End):
+                    self.log_turn(stream, last.message)
+                yield last
         finally:
             stream.close()
+
+    def log_turn(self, stream: TokenStream, answer: Message) -> None:
+        """Remember the turn that a stream gave, to heal later requests of its namespace; `answer` does so itself."""
+        healed = stream.healed
+        if healed is None or self.healer.level == "off":
+            return
+        self.healer.remember(healed, answer, namespace=stream.namespace)
+        if self.keeper is not None:
+            self.keeper.save_turn(stream.namespace, stream.prompt, healed.context, answer)
 
     def continue_text(self, stream: TokenStream, sampling: SamplingParams) -> Generator[str, None, None]:
         """The text of a stream up to a stop string; ``complete`` without the encoding of the prompt."""
@@ -216,7 +313,7 @@ class LLM:
         for event in self.engine.step():
             stream = self._streams.get(event.request_id)
             if stream is not None:
-                stream.usage = event.usage
+                stream.usage = replace(event.usage, healed_turns=stream.usage.healed_turns)
                 stream.events.append(event.token)
             if event.token.finish_reason is not None:
                 self._streams.pop(event.request_id, None)
@@ -228,3 +325,11 @@ class LLM:
                 self.engine.finish(request_id)
             else:
                 self.engine.cancel(request_id)
+
+
+def _say_plan(plan: MemoryPlan) -> None:
+    _say(f"memory: {plan}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

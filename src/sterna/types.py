@@ -60,7 +60,8 @@ class SamplingParams:
 class Usage:
     """Token counts of one request; ``cached_tokens`` of the prompt came from the cache, ``computed_tokens`` did not.
 
-    ``cache_miss_reason`` says in words why not more came from the cache, where more was conceivable.
+    ``cache_miss_reason`` says in words why not more came from the cache, where more was conceivable. ``healed_turns`` of the
+    history had been changed by the client and were continued from the tokens that were sampled.
     """
 
     prompt_tokens: int = 0
@@ -69,6 +70,7 @@ class Usage:
     computed_tokens: int = 0
     reasoning_tokens: int = 0
     cache_miss_reason: str | None = None
+    healed_turns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ LEVELS = (
     ("backends.common",),
     ("backends.native", "backends.torch", "backends.numpy"),
     ("engine", "chat"),
+    ("sessions",),
     ("locate", "llm"),
-    ("server", "agent", "evals", "delegate", "train", "verify"),
+    ("server", "agent", "evals", "delegate", "train", "verify", "doctor"),
     ("cli",),
 )
 RANK = {unit: rank for rank, level in enumerate(LEVELS) for unit in level}

@@ -60,6 +60,38 @@ class FakeLogits:
         return self.values
 
 
+class FakePass:
+    """A pass that, like a real one, holds no valid state between two layers and owns its KV rows from first to last."""
+
+    def __init__(self, backend: FakeBackend, batch: Batch) -> None:
+        self.backend, self.batch, self.layer = backend, batch, 0
+        self.before = [backend.states[slot] for slot in batch.state_slots.tolist()]
+
+    def advance(self, layers: int | None = None) -> bool:
+        """Until the last layer the states are garbage and the rows hold the new tokens."""
+        total = self.backend.config.text.num_hidden_layers
+        slots = self.batch.state_slots.tolist()
+        if self.layer:
+            assert [self.backend.states[slot] for slot in slots] == [-2] * len(slots), "a state was used during a pass"
+            rows = self.backend.kv[self.batch.slot_mapping]
+            assert rows.tolist() == self.batch.token_ids.tolist(), "KV rows were overwritten during a pass"
+        self.layer = total if layers is None else min(total, self.layer + layers)
+        if self.layer < total:
+            self.backend.kv[self.batch.slot_mapping] = self.batch.token_ids
+            for slot in slots:
+                self.backend.states[slot] = -2
+            return False
+        for slot, state in zip(slots, self.before, strict=True):
+            self.backend.states[slot] = state
+        self._logits = self.backend.compute(self.batch)
+        return True
+
+    def logits(self) -> FakeLogits:
+        """The result of a complete pass."""
+        assert self.layer == self.backend.config.text.num_hidden_layers
+        return self._logits
+
+
 class FakeBackend:
     """Remembers which token is in which KV slot and one hash per state slot."""
 
@@ -82,10 +114,20 @@ class FakeBackend:
         self.states = [-1] * plan.num_state_slots
 
     def forward(self, batch: Batch) -> FakeLogits:
-        """Check the caches of every sequence against each other, then store its new tokens."""
+        """A whole pass."""
+        running = self.start(batch)
+        running.advance()
+        return running.logits()
+
+    def start(self, batch: Batch) -> FakePass:
+        """A pass in slices."""
         self.batches.append(batch)
         if self.fail_at == len(self.batches):
             raise RuntimeError("the fake backend was told to fail")
+        return FakePass(self, batch)
+
+    def compute(self, batch: Batch) -> FakeLogits:
+        """Check the caches of every sequence against each other, then store its new tokens."""
         assert batch.token_ids.dtype == batch.slot_mapping.dtype == np.int32
         assert len(set(batch.slot_mapping.tolist())) == len(batch.slot_mapping)
         assert len(set(batch.state_slots.tolist())) == len(batch.state_slots)
@@ -128,6 +170,27 @@ class FakeBackend:
         for source, target in pairs:
             assert source != target
             blocks[target] = blocks[source]
+
+    def export_blocks(self, blocks: Sequence[int]) -> np.ndarray:
+        """The tokens of blocks as bytes."""
+        return self.kv.reshape(-1, self.block_size)[list(blocks)].copy().view(np.uint8)
+
+    def import_blocks(self, blocks: Sequence[int], data: np.ndarray) -> None:
+        """Inverse of `export_blocks`."""
+        assert data.shape == (len(blocks), 8 * self.block_size)
+        self.kv.reshape(-1, self.block_size)[list(blocks)] = np.ascontiguousarray(data).view(np.int64)
+
+    def snapshot_state(self, slot: int) -> np.ndarray:
+        """One hash as bytes."""
+        return np.array([self.states[slot]], np.int64).view(np.uint8)
+
+    def restore_state(self, slot: int, snapshot: np.ndarray) -> None:
+        """Inverse of `snapshot_state`."""
+        self.states[slot] = int(np.ascontiguousarray(snapshot).view(np.int64)[0])
+
+    def fingerprint(self) -> str:
+        """Of no particular model."""
+        return f"fake {self.block_size}"
 
     def sample(self, logits: FakeLogits, rows: Sequence[SampleRow]) -> list[SampledToken]:
         """The reference sampler."""

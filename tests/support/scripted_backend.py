@@ -16,6 +16,22 @@ from support.fake_backend import text_config
 Script = Callable[[str], str]
 
 
+class WholePass:
+    """A long pass that is computed in one go."""
+
+    def __init__(self, backend: ScriptedBackend, batch: Batch) -> None:
+        self._backend, self._batch = backend, batch
+
+    def advance(self, layers: int | None = None) -> bool:
+        """All of it."""
+        self._found = self._backend.forward(self._batch)
+        return True
+
+    def logits(self) -> list[int]:
+        """What was found."""
+        return self._found
+
+
 class ScriptedBackend:
     """``script`` gets the text of a prompt and returns the text of the answer, in the model's own syntax.
 
@@ -70,6 +86,10 @@ class ScriptedBackend:
                 length = int(batch.context_lens[b]) + end - int(batch.cu_seqlens[b])
                 found.append(self._next(self._tokens(batch.block_tables[b], length)))
         return found
+
+    def start(self, batch: Batch) -> WholePass:
+        """A pass of one slice."""
+        return WholePass(self, batch)
 
     def _tokens(self, table: np.ndarray, length: int) -> np.ndarray:
         blocks = table[: -(-length // self.block_size)]

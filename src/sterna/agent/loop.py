@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from sterna.agent.approval import Approval
 from sterna.agent.environment import CommandRunner
 from sterna.agent.events import AgentEvent, Finished, ModelEvent, Observation, Outcome, StepStarted, ToolStarted
 from sterna.agent.tools import SYSTEM_PROMPT, TOOLS, ToolResult, run_tool
@@ -97,6 +98,7 @@ class Agent:
 
     ``run(task)`` may be called again with the next request of the user: the history goes on. ``settings`` are recorded
     in the trajectory (model name, sampling, …) and not read. ``trajectory_path`` is written after every step.
+    Without ``approval`` every call runs. ``trajectory`` continues a recorded history, whose system message stays.
     """
 
     def __init__(
@@ -107,17 +109,21 @@ class Agent:
         limits: AgentLimits | None = None,
         trajectory_path: Path | None = None,
         settings: dict[str, Any] | None = None,
+        system_prompt: str = SYSTEM_PROMPT,
+        approval: Approval | None = None,
+        trajectory: Trajectory | None = None,
     ) -> None:
+        self._approval = approval
         self._model = model
         self._environment = environment
         self._limits = limits if limits is not None else AgentLimits()
         self._path = trajectory_path
         self._recent: deque[tuple[str, str]] = deque(maxlen=max(self._limits.repeats, 1))
-        self.trajectory = Trajectory(
+        self.trajectory = trajectory or Trajectory(
             sandbox=environment.sandbox_name,
             workspace=str(environment.workspace),
             settings=dict(settings or {}),
-            messages=[Message("system", SYSTEM_PROMPT)],
+            messages=[Message("system", system_prompt)],
         )
 
     @property
@@ -239,7 +245,11 @@ class Agent:
     def _run_call(self, call: ToolCall, record: StepRecord, step: int, run: _Run) -> Observation:
         start = time.monotonic()
         timeout_s = max(min(self._limits.command_timeout_s, self._seconds_left(run)), 1.0)
-        result = run_tool(call, self._environment, command_timeout_s=timeout_s)
+        refusal = None if self._approval is None else self._approval.refusal(call)
+        if refusal is None:
+            result = run_tool(call, self._environment, command_timeout_s=timeout_s)
+        else:
+            result = ToolResult(refusal, is_error=True)
         duration_s = time.monotonic() - start
         if result.submitted:
             record.calls.append(CallRecord(call, "", duration_s))

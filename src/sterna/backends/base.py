@@ -82,6 +82,14 @@ class MemoryPlan:
             + self.workspace_bytes
         )
 
+    def __str__(self) -> str:
+        """One line with every part."""
+        kv, states = self.num_blocks * self.kv_bytes_per_block, self.num_state_slots * self.state_bytes_per_slot
+        return (
+            f"{self.total_bytes:,} bytes: weights {self.weight_bytes:,}; KV {kv:,} for {self.num_blocks * self.block_size:,} "
+            f"tokens; {self.num_state_slots} states {states:,}; workspace {self.workspace_bytes:,}"
+        )
+
 
 class Logits(Protocol):
     """Result of a pass, kept by the backend until it is asked for."""

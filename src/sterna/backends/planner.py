@@ -71,19 +71,20 @@ def plan_memory(
 
 
 def workspace_bytes(text: TextConfig, engine: EngineConfig) -> int:
-    """Float32 activations of one pass at its widest point, and the logits of every sequence."""
+    """Float32 activations of a long and a short pass at their widest points, and the logits of every sequence."""
     mixer = max(
         2 * text.conv_dim + 3 * text.linear_num_value_heads * text.linear_value_head_dim,
         (3 * text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim,
     )
     experts = text.num_experts_per_tok * (text.hidden_size + 3 * text.moe_intermediate_size) + text.num_experts
     per_token = 4 * text.hidden_size + max(mixer, experts, 3 * text.intermediate_size)
-    rows = max(engine.prefill_chunk_tokens, engine.max_num_seqs)
+    # a short pass runs while a long one is under way
+    rows = engine.prefill_chunk_tokens + max(engine.short_pass_tokens, engine.max_num_seqs)
     return 4 * (rows * per_token + engine.max_num_seqs * text.vocab_size)
 
 
 def _check(engine: EngineConfig) -> None:
-    for name in ("max_num_seqs", "block_size", "prefill_chunk_tokens"):
+    for name in ("max_num_seqs", "block_size", "prefill_chunk_tokens", "short_pass_tokens"):
         if getattr(engine, name) < 1:
             raise UsageError(f"{name} is {getattr(engine, name)}, allowed is 1 or more")
     for name in ("max_model_len", "kv_cache_bytes", "num_state_slots", "memory_bytes"):

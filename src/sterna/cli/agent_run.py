@@ -60,8 +60,8 @@ def trajectory_path(args: argparse.Namespace) -> Path:
     return env.home() / "trajectories" / f"{stamp}-{uuid.uuid4().hex[:6]}.json"
 
 
-def make_agent(llm: LLM, environment: Environment, args: argparse.Namespace, path: Path) -> Agent:
-    """An agent with the model, sampling and limits of the flags."""
+def make_agent(llm: LLM, environment: Environment, args: argparse.Namespace, path: Path, **options: Any) -> Agent:
+    """An agent with the model, sampling and limits of the flags; ``options`` go to `Agent` as they are."""
     request = chat_request(args, ())
     settings = {
         "model": llm.name,
@@ -73,7 +73,7 @@ def make_agent(llm: LLM, environment: Environment, args: argparse.Namespace, pat
     }
     model = ServiceModel(llm, request.sampling, enable_thinking=request.enable_thinking)
     limits = AgentLimits(steps=args.max_steps)
-    return Agent(model, environment, limits=limits, trajectory_path=path, settings=settings)
+    return Agent(model, environment, limits=limits, trajectory_path=path, settings=settings, **options)
 
 
 def run_task(agent: Agent, task: str, *, workspace: Path, path: Path, console: Console) -> RunResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sterna.cli.common import Subparsers, add_model_flags, add_sampling_flags, chat_request, load_llm
+from sterna.cli.common import Subparsers, add_model_flags, add_sampling_flags, add_session_flags, chat_request, load_llm
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +24,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("--system", metavar="TEXT", help="a system message at the start")
     add_model_flags(parser)
+    add_session_flags(parser)
     add_sampling_flags(parser, preset="thinking")
     return parser
 

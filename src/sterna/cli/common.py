@@ -53,6 +53,42 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_heal_flag(parser: argparse.ArgumentParser) -> None:
+    """``--heal``, for commands whose clients send histories back."""
+    parser.add_argument(
+        "--heal",
+        choices=("off", "format", "reasoning"),
+        default="reasoning",
+        help="continue earlier answers from the sampled tokens where the client changed only their form (format), or also "
+        "dropped their reasoning (reasoning) (default: %(default)s)",
+    )
+
+
+def add_session_flags(parser: argparse.ArgumentParser) -> None:
+    """``--sessions``, ``--session-quota``, for commands whose conversations are kept."""
+    group = parser.add_argument_group("sessions")
+    group.add_argument(
+        "--sessions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep conversations on disk, so that after a restart nothing is read again (default: on)",
+    )
+    group.add_argument(
+        "--session-quota",
+        type=gibibytes,
+        metavar="GIB",
+        help="most disk space for kept conversations; those used longest ago go first (default: 16)",
+    )
+
+
+def gibibytes(text: str) -> int:
+    """An argparse type: GiB as bytes."""
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} GiB is not allowed, allowed is above 0")
+    return int(value * (1 << 30))
+
+
 def add_sampling_flags(parser: argparse.ArgumentParser, *, preset: str, max_tokens: int | None = None) -> None:
     """``--preset`` and everything that overrides a part of it."""
     group = parser.add_argument_group("sampling")
@@ -89,7 +125,8 @@ def load_llm(args: argparse.Namespace, *, remote: bool = True) -> LLM:
     from sterna import env
     from sterna.llm import LLM
 
-    endpoint = args.endpoint or env.get("STERNA_ENDPOINT")
+    asked = getattr(args, "endpoint", None)
+    endpoint = asked or env.get("STERNA_ENDPOINT")
     if endpoint and not remote:
         raise UsageError(
             f"the endpoint {endpoint} serves already, allowed is a model in this process",
@@ -97,10 +134,17 @@ def load_llm(args: argparse.Namespace, *, remote: bool = True) -> LLM:
         )
     if endpoint and args.model is None:
         return _remote(endpoint)
-    if args.endpoint:
+    if asked:
         raise UsageError("--model and --endpoint were both given, allowed is one of them")
     config = EngineConfig(max_model_len=args.max_model_len)
-    return LLM.load(args.model, backend=args.backend or env.get("STERNA_BACKEND"), engine_config=config)
+    return LLM.load(
+        args.model,
+        backend=args.backend or env.get("STERNA_BACKEND"),
+        engine_config=config,
+        heal=getattr(args, "heal", "reasoning"),
+        sessions=env.home() / "sessions" if getattr(args, "sessions", False) else None,
+        session_quota_bytes=getattr(args, "session_quota", None),
+    )
 
 
 def _remote(endpoint: str) -> LLM:

@@ -71,6 +71,8 @@ def _add_small_bugs(actions: Subparsers) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results and trajectories go")
     parser.add_argument("--json", action="store_true", help="last line of standard output: the whole result as JSON")
     add_model_flags(parser)
+    # a figure must not depend on what was said before
+    parser.set_defaults(heal="off")
     add_sampling_flags(parser, preset="agent", max_tokens=4_096)
     parser.set_defaults(seed=SEED, task="small-bugs", action=_small_bugs)
 

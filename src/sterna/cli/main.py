@@ -12,7 +12,9 @@ import sterna
 from sterna import env
 from sterna.errors import SternaError, UsageError
 
-COMMANDS = ("code", "chat", "serve", "run", "demo", "eval", "fit", "pull", "verify", "logits", "train")
+COMMANDS = (
+    "code", "chat", "run", "serve", "demo", "eval", "fit", "pull", "verify", "logits", "doctor", "sessions", "train",
+)  # fmt: skip
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 DESCRIPTION = """\

@@ -97,7 +97,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What the engine may use. ``None`` means: chosen by the planner."""
+    """What the engine may use. ``None`` means: chosen by the planner.
+
+    Prompts are computed in passes of ``prefill_chunk_tokens``; up to ``short_pass_tokens`` of them ride along with decode steps.
+    """
 
     max_model_len: int | None = None
     max_num_seqs: int = 4
@@ -106,4 +109,5 @@ class EngineConfig:
     num_state_slots: int | None = None
     snapshot_bytes: int = 1 << 30
     prefill_chunk_tokens: int = 512
+    short_pass_tokens: int = 64
     memory_bytes: int | None = None

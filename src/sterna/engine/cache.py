@@ -6,11 +6,13 @@ either to a running sequence or, as a snapshot, to the tree.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from typing import Protocol
 
 from sterna.engine.block_pool import BlockPool
-from sterna.engine.prefix_index import KIND_WEIGHT, PrefixIndex, PrefixMatch, Snapshot, SnapshotKind
+from sterna.engine.prefix_index import PrefixIndex, PrefixMatch, Snapshot, SnapshotKind, snapshot_value
 from sterna.engine.sequence import Sequence
 from sterna.engine.state_pool import StatePool
 
@@ -23,6 +25,30 @@ class Copier(Protocol):
 
     def copy_blocks(self, pairs: Items[tuple[int, int]]) -> None:
         """Copy KV blocks (source, target)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheAudit:
+    """Where every block and state slot is: free, kept for reuse, in use; ``lost`` ones are none of these."""
+
+    blocks: int
+    free_blocks: int
+    kept_blocks: int
+    used_blocks: int
+    states: int
+    free_states: int
+    kept_states: int
+    used_states: int
+
+    @property
+    def lost_blocks(self) -> int:
+        """Blocks that nobody will ever free."""
+        return self.blocks - self.free_blocks - self.kept_blocks - self.used_blocks
+
+    @property
+    def lost_states(self) -> int:
+        """State slots that nobody will ever free."""
+        return self.states - self.free_states - self.kept_states - self.used_states
 
 
 class Cache:
@@ -49,6 +75,19 @@ class Cache:
     def capacity_tokens(self) -> int:
         """Tokens that a sequence on its own can hold."""
         return self.blocks.num_blocks * self.block_size
+
+    def audit(self, running: Items[Sequence] = ()) -> CacheAudit:
+        """Count every block and slot, given the sequences that are running."""
+        return CacheAudit(
+            blocks=self.blocks.num_blocks,
+            free_blocks=self.blocks.num_free,
+            kept_blocks=self.prefixes.num_blocks,
+            used_blocks=sum(len(sequence.block_table) - len(sequence.path) for sequence in running),
+            states=self.states.num_slots,
+            free_states=self.states.num_free,
+            kept_states=self.prefixes.num_snapshots,
+            used_states=sum(sequence.state_slot is not None for sequence in running),
+        )
 
     def acquire(self, sequence: Sequence, match: PrefixMatch) -> bool:
         """Give a waiting sequence a state and blocks for all its tokens, reusing what ``match`` found just now.
@@ -80,12 +119,13 @@ class Cache:
             sequence.block_table += self.blocks.allocate(missing)
         return True
 
-    def take_snapshot_slot(self, kind: SnapshotKind, saved_tokens: int) -> int | None:
+    def take_snapshot_slot(self, kind: SnapshotKind, *, saved_tokens: int, from_end: int, main: bool) -> int | None:
         """A slot into which the next pass may store a state that saves the replay of so many tokens.
 
-        ``None`` when there is no room and nothing that is there is worth less.
+        ``from_end`` is its distance from the end of the sequence. ``None`` when there is no room and nothing that is there is
+        worth less.
         """
-        value = KIND_WEIGHT[kind] * saved_tokens
+        value = snapshot_value(kind, saved_tokens=saved_tokens, from_end=from_end, main=main)
         if self.prefixes.max_snapshots == 0:
             return None
         if not self.states.num_free and not self.prefixes.evict_snapshot(below=value):
@@ -101,7 +141,7 @@ class Cache:
         full = [node for node in sequence.path if node.end - node.start == size]
         used = sequence.block_table[: -(-computed // size)]
         nodes, unused = self.prefixes.insert(
-            sequence.namespace, sequence.token_ids[:computed], used, main=sequence.is_main, after=full
+            sequence.namespace, sequence.key_ids[:computed], used, main=sequence.is_main, after=full
         )
         held = nodes
         if unused and used[-1] in unused and computed % size:
@@ -117,6 +157,39 @@ class Cache:
         for position, slot, kind in snapshots:
             if not self.prefixes.add_snapshot(nodes, position, slot, kind):
                 self.states.free(slot)
+
+    def adopt(self, namespace: str, token_ids: Items[int], fill: Callable[[int, list[int], int], None]) -> bool:
+        """Put tokens into the tree whose blocks and final state come from elsewhere.
+
+        ``fill(first, blocks, slot)`` writes blocks ``first`` … of the tokens and the state after the last of them. False, and
+        nothing changed, when there is no room.
+        """
+        size = self.block_size
+        known = [node for node in self.prefixes.path(namespace, token_ids) if node.end - node.start == size]
+        known = known[: len(token_ids) // size]
+        missing = -(-len(token_ids) // size) - len(known)
+        self.prefixes.pin(known)
+        try:
+            short = missing - self.blocks.num_free
+            if self.prefixes.max_snapshots == 0 or (short > 0 and self.prefixes.evict_blocks(short) < short):
+                return False
+            if not self.states.num_free and not self.prefixes.evict_snapshot():
+                return False
+            blocks, slot = self.blocks.allocate(missing), self.states.allocate()
+            try:
+                fill(len(known), blocks, slot)
+            except BaseException:
+                self.blocks.free(blocks)
+                self.states.free(slot)
+                raise
+            table = [*(node.block for node in known), *blocks]
+            nodes, unused = self.prefixes.insert(namespace, list(token_ids), table, main=True, after=known)
+            self.blocks.free(unused)
+            if not self.prefixes.add_snapshot(nodes, len(token_ids), slot, SnapshotKind.TURN_END):
+                self.states.free(slot)
+            return True
+        finally:
+            self.prefixes.unpin(known)
 
     def release(self, sequence: Sequence, *, keep: bool) -> None:
         """Take everything back from a sequence; with ``keep`` its computed tokens stay to be continued later."""

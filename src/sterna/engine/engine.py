@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Tokens
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sterna.backends.base import Backend, SampledToken
+from sterna.backends.base import Backend, Logits, MemoryPlan, SampledToken
 from sterna.config import EngineConfig
 from sterna.engine.batch import build_batch, sample_row
 from sterna.engine.cache import Cache
+from sterna.engine.keeper import Keeper
+from sterna.engine.long_pass import LongPass, Pacer
 from sterna.engine.prefix_index import SnapshotKind
 from sterna.engine.scheduler import Piece, Scheduler
 from sterna.engine.sequence import Sequence
@@ -30,12 +33,19 @@ class EngineEvent:
 class Engine:
     """Continuous batching with chunked prefill over one backend that has its weights loaded.
 
-    ``token_text`` shows a token in the reason for a cache miss. Raises `UsageError` for a configuration that cannot work
-    and `OutOfMemoryError` for one that does not fit.
+    Long prompts are computed a few layers at a time, and after every such slice all streams that decode get their next token:
+    `step` is a short pass and a slice. ``token_text`` shows a token in the reason for a cache miss; ``on_plan``
+    is told the exact bytes before anything is allocated. Raises `UsageError` for a
+    configuration that cannot work and `OutOfMemoryError` for one that does not fit.
     """
 
     def __init__(
-        self, backend: Backend, engine_config: EngineConfig, *, token_text: Callable[[int], str] = str
+        self,
+        backend: Backend,
+        engine_config: EngineConfig,
+        *,
+        token_text: Callable[[int], str] = str,
+        on_plan: Callable[[MemoryPlan], None] | None = None,
     ) -> None:
         if engine_config.prefill_chunk_tokens < engine_config.max_num_seqs:
             raise UsageError(
@@ -44,6 +54,8 @@ class Engine:
             )
         self.backend = backend
         self.plan = backend.plan_memory(engine_config)
+        if on_plan is not None:
+            on_plan(self.plan)
         backend.allocate(self.plan)
         self.cache = Cache(
             backend,
@@ -58,8 +70,12 @@ class Engine:
             self.cache,
             max_num_seqs=engine_config.max_num_seqs,
             chunk_tokens=engine_config.prefill_chunk_tokens,
+            short_tokens=engine_config.short_pass_tokens,
         )
         self.scheduler.token_text = token_text
+        self.pacer = Pacer()
+        self.keeper: Keeper | None = None
+        self._long: LongPass | None = None
         self._requests: dict[int, Sequence] = {}
         self._next_id = 0
 
@@ -68,15 +84,29 @@ class Engine:
         """Whether `step` would compute something."""
         return self.scheduler.has_work
 
+    @property
+    def long_pieces(self) -> list[Piece]:
+        """What the long pass in progress computes."""
+        return [] if self._long is None else self._long.pieces
+
     def add_request(
-        self, token_ids: Tokens[int], params: SamplingParams, *, turn_starts: Tokens[int] = (), namespace: str = ""
+        self,
+        token_ids: Tokens[int],
+        params: SamplingParams,
+        *,
+        turn_starts: Tokens[int] = (),
+        namespace: str = "",
+        priority: int = 0,
+        content_keys: Mapping[int, int] | None = None,
     ) -> int:
         """Queue a prompt and return its number.
 
         ``turn_starts`` are the indices at which its turns begin, where other prompts are likely to part from this one;
-        the second is the end of system and tools. Nothing is reused across namespaces.
-        ``max_tokens`` is clamped to what the context leaves. Without a seed a random one is drawn. Raises `UsageError`
-        for an empty prompt or a token that does not exist, `ContextOverflowError` for a prompt that leaves no room.
+        the second is the end of system and tools. Nothing is reused across namespaces. Requests of lower ``priority``
+        numbers go first. ``content_keys`` maps indices of image tokens to hashes of what they show, without which two
+        images of one size would be the same prompt. ``max_tokens`` is clamped to what the context leaves. Without a seed
+        a random one is drawn. Raises `UsageError` for an empty prompt or a token that does not exist,
+        `ContextOverflowError` for a prompt that leaves no room.
         """
         self._check_prompt(token_ids, params)
         room = self.max_model_len - len(token_ids)
@@ -88,7 +118,9 @@ class Engine:
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             max_new_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             namespace=namespace,
-            snapshots=_wanted_snapshots(turn_starts, len(token_ids)),
+            priority=priority,
+            content_keys=content_keys or {},
+            snapshots=_wanted_snapshots(turn_starts, len(token_ids), room),
             stop_token_ids=frozenset(self.backend.config.eos_token_ids) | frozenset(params.stop_token_ids),
         )
         self._next_id += 1
@@ -97,23 +129,18 @@ class Engine:
         return sequence.id
 
     def step(self) -> list[EngineEvent]:
-        """Compute one pass over the scheduled pieces and sample a token for every sequence that is complete.
+        """Compute a token for every stream that decodes, then a slice of a long pass if there is one.
 
         When the backend fails, all sequences of the pass are dropped and the error is passed on.
         """
-        pieces = self.scheduler.schedule()
-        if not pieces:
-            return []
-        self._reserve_snapshots(pieces)
-        try:
-            sampled = self._run(pieces)
-        except BaseException:
-            for piece in pieces:
-                for _, slot, _ in piece.snapshots:
-                    self.cache.states.free(slot)
-                self.cancel(piece.sequence.id)
-            raise
-        return self._advance(pieces, sampled)
+        self._restore_waiting()
+        schedule = self.scheduler.schedule()
+        if schedule.long:
+            self._begin_long(schedule.long)
+        events = self._compute(schedule.short) if schedule.short else []
+        if self._long is not None:
+            events += self._continue_long(self._long, beside_steps=bool(schedule.short))
+        return events
 
     def cancel(self, request_id: int) -> None:
         """Drop a request and free its blocks and state at once; a finished or unknown one is ignored."""
@@ -141,17 +168,88 @@ class Engine:
                 hint="shorten the prompt, or start with a larger `--max-model-len` if the memory allows it",
             )
 
-    def _run(self, pieces: list[Piece]) -> list[SampledToken]:
-        logits = self.backend.forward(build_batch(pieces, block_size=self.plan.block_size))
+    def _restore_waiting(self) -> None:
+        """Give the keeper its chance before a new request is looked up in the tree."""
+        for sequence in self.scheduler.waiting:
+            if self.keeper is not None and not sequence.looked_up:
+                sequence.looked_up = True
+                self.keeper.restore(sequence.namespace, sequence.key_ids)
+
+    def _save(self, sequence: Sequence, *, after: int) -> None:
+        """Tell the keeper of a long prompt now and then while it is being computed, and of every end."""
+        computed = sequence.num_computed_tokens
+        if self.keeper is not None and computed // SAVE_TOKENS > after // SAVE_TOKENS:
+            self.keeper.save(sequence.namespace, sequence.key_ids[:computed])
+
+    def _compute(self, pieces: list[Piece]) -> list[EngineEvent]:
+        """One whole pass, and a token for every sequence that is complete."""
+        start = self.pacer.clock()
+        self._reserve_snapshots(pieces)
+        with self._dropping_on_error(pieces):
+            logits = self.backend.forward(build_batch(pieces, block_size=self.plan.block_size))
+            sampled = self._sample(pieces, logits)
+        self.pacer.step_took(self.pacer.clock() - start)
+        return self._advance(pieces, sampled)
+
+    def _begin_long(self, pieces: list[Piece]) -> None:
+        self._reserve_snapshots(pieces)
+        with self._dropping_on_error(pieces):
+            running = self.backend.start(build_batch(pieces, block_size=self.plan.block_size))
+        for piece in pieces:
+            piece.sequence.in_pass = True
+        self._long = LongPass(pieces, running)
+
+    def _continue_long(self, long: LongPass, *, beside_steps: bool) -> list[EngineEvent]:
+        """Some more layers of a long pass, and a token for every sequence that they complete."""
+        layers, start = self.pacer.layers(beside_steps=beside_steps), self.pacer.clock()
+        with self._dropping_on_error(long.pieces):
+            if not long.running.advance(layers):
+                self.pacer.layers_took(layers, self.pacer.clock() - start)
+                return []
+            sampled = self._sample(long.pieces, long.running.logits())
+        return self._advance(self._end_long(long), sampled)
+
+    def _end_long(self, long: LongPass) -> list[Piece]:
+        self._long = None
+        for piece in long.pieces:
+            piece.sequence.in_pass = False
+        return long.pieces
+
+    @contextmanager
+    def _dropping_on_error(self, pieces: list[Piece]) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            if self._long is not None and self._long.pieces is pieces:
+                self._end_long(self._long)
+            self._free_snapshots(pieces)
+            for piece in pieces:
+                self.cancel(piece.sequence.id)
+            raise
+
+    def _sample(self, pieces: list[Piece], logits: Logits) -> list[SampledToken]:
         rows = [sample_row(piece.sequence) for piece in pieces if piece.is_last]
         return self.backend.sample(logits, rows) if rows else []
+
+    def _free_snapshots(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            for _, slot, _ in piece.snapshots:
+                self.cache.states.free(slot)
+            piece.snapshots.clear()
 
     def _reserve_snapshots(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             start = before = piece.sequence.num_computed_tokens
             for position in sorted(p for p in piece.sequence.snapshots if p <= start + piece.num_tokens):
                 kind = piece.sequence.snapshots.pop(position)
-                slot = self.cache.take_snapshot_slot(kind, position - before) if position > start else None
+                if position <= start:
+                    continue
+                slot = self.cache.take_snapshot_slot(
+                    kind,
+                    saved_tokens=position - before,
+                    from_end=len(piece.sequence) - position,
+                    main=piece.sequence.is_main,
+                )
                 if slot is not None:
                     before = position
                     piece.snapshots.append((position, slot, kind))
@@ -159,11 +257,12 @@ class Engine:
     def _advance(self, pieces: list[Piece], sampled: list[SampledToken]) -> list[EngineEvent]:
         complete = [piece.sequence for piece in pieces if piece.is_last]
         for piece in pieces:
-            sequence = piece.sequence
+            sequence, before = piece.sequence, piece.sequence.num_computed_tokens
             sequence.num_computed_tokens += piece.num_tokens
             new_blocks = sequence.num_computed_tokens // self.plan.block_size > len(sequence.path)
             if piece.snapshots or new_blocks:
                 self.cache.store(sequence, piece.snapshots)
+            self._save(sequence, after=before)
         return [self._append(sequence, token) for sequence, token in zip(complete, sampled, strict=True)]
 
     def _append(self, sequence: Sequence, token: SampledToken) -> EngineEvent:
@@ -179,17 +278,41 @@ class Engine:
             return
         if sequence.finish_reason is None:
             sequence.finish_reason = FinishReason.STOP if keep else FinishReason.CANCELLED
+        if sequence.in_pass:
+            # between two layers its state is that of no token; what earlier passes left in the tree stays
+            self._leave_long(sequence)
+            keep = False
+        computed = sequence.num_computed_tokens
         self.scheduler.finish(sequence, keep=keep)
+        if keep and computed and self.keeper is not None:
+            self.keeper.save(sequence.namespace, sequence.key_ids[:computed])
+
+    def _leave_long(self, sequence: Sequence) -> None:
+        """Give up the long pass in progress for one of its sequences; the others start their pieces again."""
+        assert self._long is not None
+        pieces = self._end_long(self._long)
+        self._free_snapshots(pieces)
+        for piece in pieces:
+            if piece.sequence is not sequence:
+                self.scheduler.restart(piece.sequence)
 
 
 # Turn starts of a prompt whose states are stored on the way: all of the last ones, every second before them, and so on.
 RECENT_TURNS = 8
+# How much of a long prompt is computed between two savings.
+SAVE_TOKENS = 4_096
+# A change inside a long turn replays less than this.
+INTERVAL_TOKENS = 1_024
 
 
-def _wanted_snapshots(turn_starts: Tokens[int], num_tokens: int) -> dict[int, SnapshotKind]:
-    """Positions of the prompt at which the state is worth keeping: its end, the end of system and tools, turn starts."""
+def _wanted_snapshots(turn_starts: Tokens[int], num_tokens: int, room: int) -> dict[int, SnapshotKind]:
+    """Positions at which the state is worth keeping: end of prompt, end of system and tools, turn starts, every 1,024 tokens.
+
+    ``room`` is how many tokens may follow the prompt.
+    """
     inside = [position for position in turn_starts if 0 < position < num_tokens]
-    wanted = {num_tokens: SnapshotKind.TURN_END}
+    wanted = dict.fromkeys(range(INTERVAL_TOKENS, num_tokens + room, INTERVAL_TOKENS), SnapshotKind.INTERVAL)
+    wanted[num_tokens] = SnapshotKind.TURN_END
     distance, step = 0, 1
     while distance < len(inside):
         wanted[inside[-1 - distance]] = SnapshotKind.TURN_END

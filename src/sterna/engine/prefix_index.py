@@ -94,17 +94,20 @@ class PrefixMatch:
         """Why not more was reused, in words; ``None`` when nothing more was conceivable."""
         if self.num_cached >= prompt_tokens - 1:
             return None
-        if self.evicted_at is not None and self.evicted_at > self.num_cached:
-            return f"tokens up to {self.evicted_at} were cached but evicted to stay within the budget"
-        if self.num_matched > self.num_cached:
-            return f"no state snapshot between tokens {self.num_cached} and {self.num_matched}"
+        reasons = []
         if self.divergence is not None:
             position, stored, given = self.divergence
-            return (
+            reasons.append(
                 f"differs from the cached prefix at token {position}: "
                 f"cached {token_text(stored)}, prompt {token_text(given)}"
             )
-        return None if self.num_cached else "nothing was cached yet"
+        if self.evicted_at is not None and self.evicted_at > self.num_cached:
+            reasons.append(f"tokens up to {self.evicted_at} were cached but evicted to stay within the budget")
+        elif self.num_matched > self.num_cached:
+            reasons.append(f"no state snapshot between tokens {self.num_cached} and {self.num_matched}")
+        if not reasons and self.num_cached == 0:
+            reasons.append("nothing was cached yet")
+        return "; ".join(reasons) or None
 
 
 @dataclass(slots=True)
@@ -151,6 +154,11 @@ class PrefixIndex:
         self._ghosts: dict[tuple[str, int], None] = {}
         self._max_ghosts = max_ghosts
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that the tree owns."""
+        return sum(1 for _ in self._nodes(None))
+
     # lookup ----------------------------------------------------------------------------------------------------------
     def match(self, namespace: str, token_ids: Sequence[int]) -> PrefixMatch:
         """The longest reusable prefix, at most all tokens but the last: logits of the last one must be computed."""
@@ -172,6 +180,18 @@ class PrefixIndex:
             evicted_at=self._evicted_at(namespace, tokens, walk.position),
             path=path,
         )
+
+    def path(self, namespace: str, token_ids: Sequence[int]) -> list[Node]:
+        """The nodes that hold nothing but a beginning of these tokens, without a gap."""
+        tokens, nodes = tuple(token_ids), list[Node]()
+        node = self._roots.get(namespace)
+        while node is not None:
+            inside = (c for c in node.children if c.tokens == tokens[c.start : c.end])
+            best = max(inside, key=lambda child: child.end, default=None)
+            if best is not None:
+                nodes.append(best)
+            node = best if best is not None and len(best.tokens) == self.block_size else None
+        return nodes
 
     def _walk(self, namespace: str, tokens: Tokens) -> _Walk:
         walk = _Walk()
@@ -335,9 +355,12 @@ class PrefixIndex:
         for node, snapshot, end, used_at in self._snapshots():
             if snapshot is keep:
                 continue
-            far, age = 1 + end - snapshot.position, 1 + now - max(used_at, snapshot.used_at)
-            value = KIND_WEIGHT[snapshot.kind] * (MAIN_WEIGHT if node.main else 1.0)
-            value *= self._gap(node, snapshot) / (far * age)
+            value = snapshot_value(
+                snapshot.kind,
+                saved_tokens=self._gap(node, snapshot),
+                from_end=end - snapshot.position,
+                main=node.main,
+            ) / (1 + now - max(used_at, snapshot.used_at))
             if best is None or value < best[0]:
                 best = (value, node, snapshot)
         if best is None or best[0] >= below:
@@ -405,12 +428,18 @@ class PrefixIndex:
         return found
 
 
+def snapshot_value(kind: SnapshotKind, *, saved_tokens: int, from_end: int, main: bool) -> float:
+    """What a snapshot that was used just now is worth: the replay it saves, less the farther from the end it lies."""
+    return KIND_WEIGHT[kind] * (MAIN_WEIGHT if main else 1.0) * saved_tokens / (1 + from_end)
+
+
 def _is_free_leaf(node: Node) -> bool:
     return not node.children and node.users == 0
 
 
-def _leaf_entry(node: Node, namespace: str) -> tuple[bool, int, int, int, Node, str]:
-    return (node.main, node.used_at, -node.start, node.block, node, namespace)
+def _leaf_entry(node: Node, namespace: str) -> tuple[bool, bool, int, int, int, Node, str]:
+    """Leaves in the order of eviction: without a state there is no going on from a block, so those are first."""
+    return (bool(node.snapshots), node.main, node.used_at, -node.start, node.block, node, namespace)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

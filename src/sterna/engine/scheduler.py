@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sterna.engine.cache import Cache
+from sterna.engine.fairness import Fairness
 from sterna.engine.prefix_index import PrefixMatch, SnapshotKind, common_prefix
 from sterna.engine.sequence import Sequence
 
@@ -30,23 +30,33 @@ class Piece:
         return self.num_tokens == self.sequence.num_uncomputed_tokens
 
 
-class Scheduler:
-    """Continuous batching, first come first served: every running sequence advances in every pass.
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """``short`` runs at once, as one pass; ``long`` starts a pass that is run in slices between short ones."""
 
-    A pass has ``chunk_tokens`` tokens at most; a decode step takes one, prompts share the rest. When blocks run out
-    the youngest sequence is preempted: it gives up its cache, waits at the front of the queue and is computed again.
-    Its text does not change, because a sampled token depends on its position and seed only. The oldest sequence is
-    never preempted, so that the queue always moves.
+    short: list[Piece]
+    long: list[Piece]
+
+
+class Scheduler:
+    """Continuous batching: every decoding sequence advances in every step, prompts in long passes beside them.
+
+    Prompts of up to ``short_tokens`` ride along with the decode steps. A long pass has ``chunk_tokens`` tokens at most, and
+    there is one at a time; `Fairness` says whose prompt is next, and who is admitted next. When blocks run out, the youngest
+    sequence of the lowest priority is preempted: it gives up its place, waits at the front of the queue and goes on from
+    what the cache kept. Its text does not change, because a sampled token depends on its position and seed only.
 
     A prompt whose beginning an older sequence is computing right now waits until that much is there to be reused.
     """
 
-    def __init__(self, cache: Cache, *, max_num_seqs: int, chunk_tokens: int) -> None:
+    def __init__(self, cache: Cache, *, max_num_seqs: int, chunk_tokens: int, short_tokens: int) -> None:
         self.cache = cache
         self.max_num_seqs = max_num_seqs
         self.chunk_tokens = chunk_tokens
-        self.waiting: deque[Sequence] = deque()
+        self.short_tokens = short_tokens
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.fairness = Fairness()
         self.num_preemptions = 0
         self.token_text: Callable[[int], str] = str
 
@@ -57,6 +67,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
+        self.fairness.enter(sequence, [*self.running, *self.waiting])
         self.waiting.append(sequence)
 
     def finish(self, sequence: Sequence, *, keep: bool) -> None:
@@ -67,36 +78,67 @@ class Scheduler:
             self.waiting.remove(sequence)
         self.cache.release(sequence, keep=keep)
 
-    def schedule(self) -> list[Piece]:
-        """The pieces of the next pass, at most one per sequence; empty only when there is no work."""
-        pieces: list[Piece] = []
-        budget = self.chunk_tokens
+    def schedule(self) -> Schedule:
+        """What to compute next, at most one piece per sequence; empty only when a long pass has everything that is to do."""
+        self._make_way()
         preemptions = self.num_preemptions
-        for sequence in list(self.running):
-            if sequence not in self.running or not self._make_room(sequence):
-                continue
-            others = len(self.running) - len(pieces) - 1
-            num_tokens = min(sequence.num_uncomputed_tokens, budget - others)
-            pieces.append(Piece(sequence, num_tokens))
-            budget -= num_tokens
+        decodes = [s for s in self.running if not s.in_pass and s.num_uncomputed_tokens == 1]
+        ready = [s for s in decodes if s in self.running and self._make_room(s)]
+        # making room for one may have preempted another that had it already
+        short = [Piece(sequence, 1) for sequence in ready if sequence in self.running]
         if preemptions == self.num_preemptions:
-            self._admit(pieces, budget)
+            self._admit()
+        prompts = self.fairness.order([s for s in self.running if not s.in_pass and s not in decodes])
+        room = min(self.short_tokens, self.chunk_tokens) - len(short)
+        for sequence in list(prompts):
+            if sequence.num_uncomputed_tokens <= room:
+                prompts.remove(sequence)
+                room -= sequence.num_uncomputed_tokens
+                short.append(Piece(sequence, sequence.num_uncomputed_tokens))
+        long = [] if any(s.in_pass for s in self.running) else self._long_pass(prompts)
+        for piece in (*short, *long):
+            self.fairness.charge(piece.sequence, piece.num_tokens)
+        return Schedule(short, long)
+
+    def _long_pass(self, prompts: list[Sequence]) -> list[Piece]:
+        """The next part of the first prompt; where that is all of it, whole further ones that fit beside it."""
+        if not prompts:
+            return []
+        first = Piece(prompts[0], min(prompts[0].num_uncomputed_tokens, self.chunk_tokens))
+        pieces, budget = [first], self.chunk_tokens - first.num_tokens
+        for sequence in prompts[1:] if first.is_last and not first.sequence.alone else ():
+            if sequence.num_uncomputed_tokens <= budget and not sequence.alone:
+                pieces.append(Piece(sequence, sequence.num_uncomputed_tokens))
+                budget -= sequence.num_uncomputed_tokens
         return pieces
 
-    def _admit(self, pieces: list[Piece], budget: int) -> None:
-        for sequence in list(self.waiting):
-            if budget <= 0 or len(self.running) >= self.max_num_seqs:
+    def restart(self, sequence: Sequence) -> None:
+        """A long pass was given up because another of its sequences was cancelled; that does not happen to this one again."""
+        self.running.remove(sequence)
+        self.cache.release(sequence, keep=False)
+        sequence.was_preempted = sequence.alone = True
+        self.waiting.append(sequence)
+
+    def _admit(self) -> None:
+        for sequence in self.fairness.order(self.waiting):
+            if len(self.running) >= self.max_num_seqs:
                 return
-            match = self.cache.prefixes.match(sequence.namespace, sequence.token_ids)
+            match = self.cache.prefixes.match(sequence.namespace, sequence.key_ids)
             if self._waits_for_another(sequence, match):
                 continue
             if not self._acquire(sequence, match):
                 return
             self.waiting.remove(sequence)
             self.running.append(sequence)
-            num_tokens = min(sequence.num_uncomputed_tokens, budget)
-            pieces.append(Piece(sequence, num_tokens))
-            budget -= num_tokens
+
+    def _make_way(self) -> None:
+        """Preempt a running sequence where a more urgent one waits and there is no place for it."""
+        if not self.waiting or len(self.running) < self.max_num_seqs:
+            return
+        urgent = self.fairness.level(self.fairness.order(self.waiting)[0])
+        lower = [s for s in self.running if not s.in_pass and self.fairness.level(s) > urgent]
+        if lower:
+            self._preempt(max(lower, key=self.fairness.level))
 
     def _waits_for_another(self, sequence: Sequence, match: PrefixMatch) -> bool:
         """Whether an older running sequence will soon have computed at least a block more of this prompt."""
@@ -107,7 +149,7 @@ class Scheduler:
                 continue
             if other.num_computed_tokens >= other.num_prompt_tokens:
                 continue
-            shared = min(common_prefix(other.token_ids, sequence.token_ids), len(sequence) - 1)
+            shared = min(common_prefix(other.key_ids, sequence.key_ids), len(sequence) - 1)
             if shared > other.num_computed_tokens and shared >= match.num_cached + self.cache.block_size:
                 other.snapshots.setdefault(shared, SnapshotKind.DIVERGENCE)
                 return True
@@ -130,16 +172,21 @@ class Scheduler:
         return True
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Blocks for all tokens of a running sequence; False when it had to be preempted itself."""
+        """Blocks for all tokens of a running sequence; False when it must wait or had to be preempted itself."""
         while not self.cache.grow(sequence, len(sequence)):
-            youngest = self.running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
+            movable = [s for s in self.running if not s.in_pass]
+            victim = max(movable, key=lambda s: (s.priority, movable.index(s)))
+            if victim is sequence and len(movable) < len(self.running):
+                # the long pass in progress holds blocks and will end
+                return False
+            self._preempt(victim)
+            if victim is sequence:
                 return False
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.cache.release(sequence, keep=True)
-        self.waiting.appendleft(sequence)
+        sequence.was_preempted = True
+        self.waiting.append(sequence)
         self.num_preemptions += 1

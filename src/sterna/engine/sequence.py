@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sterna.engine.prefix_index import Node, SnapshotKind
@@ -17,7 +18,10 @@ class Sequence:
     prompt were taken over from an earlier sequence instead of being computed.
 
     ``path`` are the nodes of the prefix tree that own the first blocks of the table; the other blocks are its own.
-    ``snapshots`` maps positions to the reason for which a state is wanted there.
+    ``snapshots`` maps positions to the reason for which a state is wanted there. ``content_keys`` maps positions of image
+    tokens to keys of what the image shows; ``key_ids`` are the tokens with these in their places, by which the cache tells
+    prompts apart. A lower ``priority`` goes first. While ``in_pass``, a long pass is writing its blocks and state; an ``alone`` one
+    shares no long pass. ``looked_up`` once the keeper was asked for it.
     """
 
     id: int
@@ -28,6 +32,13 @@ class Sequence:
     max_new_tokens: int
     stop_token_ids: frozenset[int]
     namespace: str = ""
+    priority: int = 0
+    content_keys: Mapping[int, int] = field(default_factory=dict)
+    in_pass: bool = False
+    was_preempted: bool = False
+    alone: bool = False
+    looked_up: bool = False
+    entered_at: int = 0
     snapshots: dict[int, SnapshotKind] = field(default_factory=dict)
     path: list[Node] = field(default_factory=list)
     is_main: bool = False
@@ -40,6 +51,16 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def key_ids(self) -> list[int]:
+        """Token ids with the keys of images in the places of their tokens."""
+        if not self.content_keys:
+            return self.token_ids
+        ids = list(self.token_ids)
+        for position, key in self.content_keys.items():
+            ids[position] = key
+        return ids
 
     @property
     def num_uncomputed_tokens(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sterna.accounting import kv_bytes_per_token, state_bytes
@@ -105,7 +105,7 @@ def blocks_of(tokens: int, engine: EngineConfig) -> int:
 
 
 def _workspace(text: TextConfig, sessions: int, engine: EngineConfig) -> int:
-    return workspace_bytes(text, EngineConfig(max_num_seqs=sessions, prefill_chunk_tokens=engine.prefill_chunk_tokens))
+    return workspace_bytes(text, replace(engine, max_num_seqs=sessions))
 
 
 def _max_context(text: TextConfig, engine: EngineConfig, room: int, sessions: int, state: int, per_token: int) -> int:
