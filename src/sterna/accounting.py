@@ -10,7 +10,7 @@ from sterna.checkpoint.manifest import (
     Shapes,
     attention_tensors,
     delta_net_tensors,
-    moe_tensors,
+    mlp_tensors,
     mtp_tensors,
     text_tensors,
     vision_tensors,
@@ -64,7 +64,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
     """All counts of a configuration, from the shapes that its checkpoint must have."""
     text = config.text
     layers, attention_layers = text.num_hidden_layers, text.layer_types.count("full_attention")
-    moe, active_moe = _size(moe_tensors("", text)), active_moe_parameters(text)
+    moe, active_moe = _size(mlp_tensors("", text)), active_moe_parameters(text)
     delta_net, attention = _size(delta_net_tensors("", text)), _size(attention_tensors("", text))
     embedding = text.vocab_size * text.hidden_size
     active_delta_net = (layers - attention_layers) * delta_net
@@ -96,9 +96,9 @@ def expert_parameters(text: TextConfig) -> int:
 
 
 def active_moe_parameters(text: TextConfig) -> int:
-    """What one token uses of one mixture of experts: router, chosen experts, shared expert and its gate."""
+    """What one token uses of one mixture of experts (router, chosen experts, shared expert, gate), or a dense MLP."""
     idle = text.num_experts - text.num_experts_per_tok
-    return _size(moe_tensors("", text)) - idle * expert_parameters(text)
+    return _size(mlp_tensors("", text)) - idle * expert_parameters(text)
 
 
 def weight_bytes(parameters: int, weight_format: str) -> int:

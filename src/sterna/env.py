@@ -50,6 +50,14 @@ VARIABLES: tuple[Variable, ...] = (
         "The model to use when `--model` is not given.", Path,
     ),
     Variable(
+        "STERNA_ENDPOINT", "the address of a server", None,
+        "A running server of Chat Completions to use in place of a model in the process, when neither `--model` nor "
+        "`--endpoint` is given.", str,
+    ),
+    Variable(
+        "STERNA_ENDPOINT_KEY", "a key", None, "The key that is sent to that server.", str,
+    ),
+    Variable(
         "STERNA_BACKEND", "auto, native, torch or numpy", "auto",
         "The backend to use when `--backend` is not given.", _choice("auto", "native", "torch", "numpy"),
     ),

@@ -9,7 +9,9 @@ from pathlib import Path
 import sterna
 from sterna import env
 from sterna.backends.base import Backend
+from sterna.backends.host_memory import available_host_bytes
 from sterna.errors import BackendError, CheckpointError, UsageError
+from sterna.hub.record import pulled_checkpoints
 
 BACKENDS = {
     "native": ("sterna.backends.native", "NativeBackend"),
@@ -29,22 +31,39 @@ class LocatedModel:
 
 
 def locate_model(model: Path | None = None) -> LocatedModel:
-    """``model``, else ``STERNA_MODEL``, else the newest pulled checkpoint, else Sternula from the package."""
+    """``model``, else ``STERNA_MODEL``, else the newest pulled checkpoint that fits, else Sternula from the package."""
     for directory, why in ((model, "as asked"), (env.get("STERNA_MODEL"), "from STERNA_MODEL")):
         if directory is not None:
             return _given(Path(directory).expanduser(), why)
-    pulled = sorted(
-        (path.parent for path in (env.home() / "models").glob("*/config.json")),
-        key=lambda directory: (directory / "config.json").stat().st_mtime,
-    )
-    if pulled:
-        return LocatedModel(pulled[-1], pulled[-1].name, f"{pulled[-1].name} (the newest in {pulled[-1].parent})")
+    pulled, refused = _newest_that_fits(env.home() / "models")
+    if pulled is not None:
+        return pulled
     if (STERNULA_DIRECTORY / "config.json").is_file():
-        return LocatedModel(STERNULA_DIRECTORY, "sternula", "Sternula (the small model in the package)")
+        why = f"Sternula (the small model in the package{'; ' if refused else ''}{'; '.join(refused)})"
+        return LocatedModel(STERNULA_DIRECTORY, "sternula", why)
     raise UsageError(
         "there is no model: none was given, none is pulled and this installation has no Sternula",
-        hint="name a checkpoint directory: `--model DIR`",
+        hint="name a checkpoint directory: `--model DIR`, or get one: `sterna pull`",
     )
+
+
+def _newest_that_fits(models: Path) -> tuple[LocatedModel | None, list[str]]:
+    """The newest pulled checkpoint whose weights fit into free memory, and why newer ones were passed over."""
+    refused: list[str] = []
+    free = available_host_bytes()
+    for pulled in pulled_checkpoints(models):
+        name = pulled.directory.name
+        if pulled.record is not None and pulled.record.gguf:
+            refused.append(f"{name} is a GGUF file: name it with --model")
+        elif free is not None and pulled.weight_bytes > free:
+            refused.append(
+                f"{name} does not fit: {pulled.weight_bytes / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB of free memory"
+            )
+        else:
+            others = f"; {'; '.join(refused)}" if refused else ""
+            words = f"{name} (the newest that fits of {models}{others})"
+            return LocatedModel(pulled.directory, name, words), refused
+    return None, refused
 
 
 def _given(directory: Path, why: str) -> LocatedModel:

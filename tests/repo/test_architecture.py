@@ -16,13 +16,14 @@ LEVELS = (
     ("errors", "types", "config", "env"),
     ("ops", "quant", "checkpoint", "vision"),
     ("accounting", "backends.base", "backends.host_memory", "backends.planner"),
-    ("models",),
+    ("fit",),
+    ("models", "hub"),
     ("backends.common",),
     ("backends.native", "backends.torch", "backends.numpy"),
     ("engine", "chat"),
     ("sessions",),
     ("locate", "llm"),
-    ("server", "agent", "evals", "delegate", "train", "doctor"),
+    ("server", "agent", "evals", "delegate", "train", "verify", "doctor"),
     ("cli",),
 )
 RANK = {unit: rank for rank, level in enumerate(LEVELS) for unit in level}
@@ -34,6 +35,7 @@ SIDEWAYS = {
     ("backends.planner", "backends.base"), ("backends.planner", "backends.host_memory"),
     ("llm", "locate"),
     ("evals", "agent"), ("train", "evals"), ("train", "agent"),
+    ("delegate", "verify"),
 }  # fmt: skip
 # `locate` names the backends as text and imports one when asked; nothing else above them knows an implementation.
 ABOVE_BACKENDS_MAY_NOT_KNOW = ("backends.native", "backends.torch", "backends.numpy", "backends.common")

@@ -77,7 +77,7 @@ def workspace_bytes(text: TextConfig, engine: EngineConfig) -> int:
         (3 * text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim,
     )
     experts = text.num_experts_per_tok * (text.hidden_size + 3 * text.moe_intermediate_size) + text.num_experts
-    per_token = 4 * text.hidden_size + max(mixer, experts)
+    per_token = 4 * text.hidden_size + max(mixer, experts, 3 * text.intermediate_size)
     # a short pass runs while a long one is under way
     rows = engine.prefill_chunk_tokens + max(engine.short_pass_tokens, engine.max_num_seqs)
     return 4 * (rows * per_token + engine.max_num_seqs * text.vocab_size)

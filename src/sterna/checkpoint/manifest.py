@@ -54,7 +54,7 @@ def layer_tensors(prefix: str, layer_type: str, config: TextConfig) -> Shapes:
         f"{prefix}.input_layernorm.weight": (config.hidden_size,),
         **mixer(prefix, config),
         f"{prefix}.post_attention_layernorm.weight": (config.hidden_size,),
-        **moe_tensors(f"{prefix}.mlp", config),
+        **mlp_tensors(f"{prefix}.mlp", config),
     }
 
 
@@ -86,6 +86,21 @@ def attention_tensors(prefix: str, config: TextConfig) -> Shapes:
         f"{prefix}.self_attn.o_proj.weight": (hidden, query),
         f"{prefix}.self_attn.q_norm.weight": (dim,),
         f"{prefix}.self_attn.k_norm.weight": (dim,),
+    }
+
+
+def mlp_tensors(prefix: str, config: TextConfig) -> Shapes:
+    """What stands behind the mixer: the mixture of experts, or the one MLP of a dense model."""
+    return dense_mlp_tensors(prefix, config) if config.is_dense else moe_tensors(prefix, config)
+
+
+def dense_mlp_tensors(prefix: str, config: TextConfig) -> Shapes:
+    """The MLP of a dense model."""
+    hidden, width = config.hidden_size, config.intermediate_size
+    return {
+        f"{prefix}.gate_proj.weight": (width, hidden),
+        f"{prefix}.up_proj.weight": (width, hidden),
+        f"{prefix}.down_proj.weight": (hidden, width),
     }
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sterna.chat.messages import ChatRequest, Message
 from sterna.chat.presets import PRESETS, get_preset
 from sterna.config import EngineConfig
+from sterna.errors import UsageError
 
 if TYPE_CHECKING:
     from sterna.llm import LLM
@@ -40,6 +42,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--mmproj", type=Path, metavar="FILE", help="GGUF file with the vision tower of a checkpoint without one"
+    )
+    group.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="use the model of a running server instead, as http://127.0.0.1:8000/v1 (default: STERNA_ENDPOINT)",
     )
     group.add_argument(
         "--max-model-len",
@@ -116,11 +123,22 @@ def positive(text: str) -> int:
     return value
 
 
-def load_llm(args: argparse.Namespace) -> LLM:
-    """The model that the flags name; the first line on standard error says which."""
+def load_llm(args: argparse.Namespace, *, remote: bool = True) -> LLM:
+    """The model that the flags name, or a running server where ``remote`` allows it; says on standard error which."""
     from sterna import env
     from sterna.llm import LLM
 
+    asked = getattr(args, "endpoint", None)
+    endpoint = asked or env.get("STERNA_ENDPOINT")
+    if endpoint and not remote:
+        raise UsageError(
+            f"the endpoint {endpoint} serves already, allowed is a model in this process",
+            hint="unset STERNA_ENDPOINT, or look at it with `sterna serve --check URL`",
+        )
+    if endpoint and args.model is None:
+        return _remote(endpoint)
+    if asked:
+        raise UsageError("--model and --endpoint were both given, allowed is one of them")
     config = EngineConfig(max_model_len=args.max_model_len)
     return LLM.load(
         args.model,
@@ -132,6 +150,16 @@ def load_llm(args: argparse.Namespace) -> LLM:
         mmproj=getattr(args, "mmproj", None),
         features=env.home() / "features" if getattr(args, "sessions", False) else None,
     )
+
+
+def _remote(endpoint: str) -> LLM:
+    """A running server in place of a model in this process; it has what commands use of one: `GenerationService`."""
+    from sterna import env
+    from sterna.delegate import RemoteService
+
+    service = RemoteService(endpoint, key=env.get("STERNA_ENDPOINT_KEY"))
+    print(f"model: {service.name} at {service.url}", file=sys.stderr)
+    return cast("LLM", service)
 
 
 def chat_request(args: argparse.Namespace, messages: Sequence[Message]) -> ChatRequest:

@@ -6,6 +6,8 @@ import argparse
 import sys
 
 from sterna.cli.common import Subparsers, add_model_flags, load_llm, positive
+from sterna.cli.serve_engine import add_engine_flags, run_check, run_engine
+from sterna.errors import UsageError
 
 
 def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
@@ -45,11 +47,18 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         "--max-body-mib", type=positive, default=64, metavar="N", help="largest request body (default: %(default)s)"
     )
     add_model_flags(parser)
+    add_engine_flags(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    if args.check:
+        return run_check(args)
+    if args.engine or args.print_as:
+        if not args.engine:
+            raise UsageError("--print was given without --engine, allowed with it are vllm and sglang")
+        return run_engine(args)
     import logging
 
     from sterna import env
@@ -65,6 +74,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"key (shown this once): {keys.create(args.new_key or 'default')}", flush=True)
     guard = Guard.make(bind=args.host, hashes=keys.load() if asks_for_key else {}, hosts=args.allow_host)
     limits = Limits(max_active=args.max_active, max_waiting=args.max_waiting, body_bytes=args.max_body_mib * 2**20)
-    with load_llm(args) as llm:
+    with load_llm(args, remote=False) as llm:
         serve(Service(llm, limits), guard, host=args.host, port=args.port)
     return 0

@@ -12,10 +12,11 @@ from sterna.config.types import ModelConfig, TextConfig, VisionConfig
 from sterna.errors import ConfigError
 
 LAYER_TYPES = ("linear_attention", "full_attention")
-MODEL_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
+MODEL_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_text")
+DENSE_MODEL_TYPES = ("qwen3_5", "qwen3_5_text")
 # Packs that `sterna.checkpoint.packed_formats` reads; their other settings are checked there.
 QUANTIZATION_METHODS = ("fp8", "gptq", "auto-round", "awq", "compressed-tensors", "modelopt", "quark")
-VISION_MODEL_TYPES = ("qwen3_5_moe", "qwen3_5_moe_vision")
+VISION_MODEL_TYPES = ("qwen3_5_moe", "qwen3_5_moe_vision", "qwen3_5", "qwen3_5_vision")
 
 # Keys that `transformers` writes and that do not change the forward pass of inference.
 INERT = frozenset(
@@ -84,7 +85,8 @@ def parse_model_config(config: Mapping[str, Any], generation: Mapping[str, Any] 
         )
     nested = top.section("text_config")
     text_fields = top if nested is None else Fields(nested, "text_config")
-    text = _read_text(text_fields)
+    dense = config["model_type"] in DENSE_MODEL_TYPES
+    text = _read_text(text_fields, dense=dense)
     if nested is not None:
         top.require("tie_word_embeddings", text.tie_word_embeddings)
     vision_values = top.section("vision_config")
@@ -103,8 +105,8 @@ def parse_model_config(config: Mapping[str, Any], generation: Mapping[str, Any] 
     return ModelConfig(text=text, vision=vision, eos_token_ids=eos, **token_ids)
 
 
-def _read_text(fields: Fields) -> TextConfig:
-    fields.require("model_type", "qwen3_5_moe_text", "qwen3_5_moe")
+def _read_text(fields: Fields, *, dense: bool) -> TextConfig:
+    fields.require("model_type", *(("qwen3_5_text", "qwen3_5") if dense else ("qwen3_5_moe_text", "qwen3_5_moe")))
     fields.require("attention_bias", False)
     fields.require("attn_output_gate", True)
     fields.require("hidden_act", "silu")
@@ -130,10 +132,7 @@ def _read_text(fields: Fields) -> TextConfig:
         linear_value_head_dim=fields.integer("linear_value_head_dim"),
         linear_num_key_heads=fields.integer("linear_num_key_heads"),
         linear_num_value_heads=fields.integer("linear_num_value_heads"),
-        num_experts=fields.integer("num_experts"),
-        num_experts_per_tok=fields.integer("num_experts_per_tok"),
-        moe_intermediate_size=fields.integer("moe_intermediate_size"),
-        shared_expert_intermediate_size=fields.integer("shared_expert_intermediate_size"),
+        **_mlp_sizes(fields, dense=dense),
         rms_norm_eps=fields.number("rms_norm_eps", maximum=1.0),
         max_position_embeddings=fields.integer("max_position_embeddings"),
         rope_parameters=read_rope(fields, head_dim),
@@ -147,6 +146,14 @@ def _read_text(fields: Fields) -> TextConfig:
     if text.num_experts_per_tok > text.num_experts:
         raise fields.fail("num_experts_per_tok", f"1 to num_experts {text.num_experts}")
     return text
+
+
+def _mlp_sizes(fields: Fields, *, dense: bool) -> dict[str, int]:
+    """The sizes of the mixture of experts, or of the one MLP that a dense model has in its place."""
+    experts = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size")
+    if dense:
+        return {**dict.fromkeys(experts, 0), "intermediate_size": fields.integer("intermediate_size")}
+    return {name: fields.integer(name) for name in experts}
 
 
 def _layer_types(fields: Fields, layers: int) -> tuple[str, ...]:

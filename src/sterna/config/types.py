@@ -19,7 +19,10 @@ class RopeParameters:
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """``text_config`` of the checkpoint (spec §1.1), field names as in ``config.json``."""
+    """``text_config`` of the checkpoint (spec §1.1), field names as in ``config.json``.
+
+    A dense model has ``intermediate_size`` and 0 in the fields of the mixture of experts; in a mixture it is 0.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -42,6 +45,12 @@ class TextConfig:
     rope_parameters: RopeParameters
     tie_word_embeddings: bool = False
     mtp_num_hidden_layers: int = 0
+    intermediate_size: int = 0
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether each layer has one MLP of ``intermediate_size`` instead of a mixture of experts (``qwen3_5``)."""
+        return self.intermediate_size > 0
 
     @property
     def rotary_dim(self) -> int:

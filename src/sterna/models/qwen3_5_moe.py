@@ -3,7 +3,7 @@
 x = embed_tokens[token_ids]                                rows of images are given as features
 for every layer:
     x = x + mixer(rms_norm(x, input_layernorm))            three times Gated DeltaNet, then gated attention, …
-    x = x + sparse_moe(rms_norm(x, post_attention_layernorm))
+    x = x + sparse_moe(rms_norm(x, post_attention_layernorm))   or one MLP, in the dense models of the family
 hidden = rms_norm(x, norm)
 logits = hidden @ lm_head.T
 """
@@ -18,7 +18,7 @@ from sterna.checkpoint import Checkpoint
 from sterna.config import ModelConfig
 from sterna.errors import BackendError
 from sterna.models.weights import DecoderLayer, MtpHead, WeightLoader
-from sterna.ops.base import GatedDeltaNetWeights, OpSet, StepContext, Tensor
+from sterna.ops.base import DenseMlpWeights, GatedDeltaNetWeights, OpSet, StepContext, Tensor
 from sterna.ops.rope import rope_cos_sin
 
 
@@ -91,6 +91,8 @@ class Qwen35MoeModel:
         else:
             x = ops.add(x, ops.gqa_attention(u, layer.mixer, cache, context, self.config))
         u = ops.rms_norm(x, layer.post_attention_layernorm, eps)
+        if isinstance(layer.mlp, DenseMlpWeights):
+            return ops.add(x, ops.dense_mlp(u, layer.mlp))
         return ops.add(x, ops.sparse_moe(u, layer.mlp, self.config))
 
     def draft(self, draft: DraftBatch, caches: Caches) -> ModelLogits:

@@ -6,17 +6,26 @@ from dataclasses import dataclass
 
 from sterna.checkpoint import Checkpoint
 from sterna.config import TextConfig
-from sterna.ops.base import AttentionWeights, GatedDeltaNetWeights, OpSet, SparseMoeWeights, Tensor, Weight
+from sterna.ops.base import (
+    AttentionWeights,
+    DenseMlpWeights,
+    GatedDeltaNetWeights,
+    OpSet,
+    SparseMoeWeights,
+    Tensor,
+    Weight,
+)
+from sterna.quant.tensor import QuantizedTensor
 
 
 @dataclass(slots=True)
 class DecoderLayer:
-    """One decoder layer; the type of ``mixer`` says which kind it is."""
+    """One decoder layer; the types of ``mixer`` and ``mlp`` say which kind it is."""
 
     input_layernorm: Tensor
     mixer: GatedDeltaNetWeights | AttentionWeights
     post_attention_layernorm: Tensor
-    mlp: SparseMoeWeights
+    mlp: SparseMoeWeights | DenseMlpWeights
 
 
 @dataclass(slots=True)
@@ -52,7 +61,7 @@ class WeightLoader:
             input_layernorm=self.vector(f"{prefix}.input_layernorm.weight"),
             mixer=self.attention(prefix) if layer_type == "full_attention" else self.delta_net(prefix),
             post_attention_layernorm=self.vector(f"{prefix}.post_attention_layernorm.weight"),
-            mlp=self.moe(f"{prefix}.mlp"),
+            mlp=self.dense_mlp(f"{prefix}.mlp") if self.config.is_dense else self.moe(f"{prefix}.mlp"),
         )
 
     def delta_net(self, prefix: str) -> GatedDeltaNetWeights:
@@ -96,6 +105,11 @@ class WeightLoader:
             shared_down_proj=self.linear(f"{prefix}.shared_expert.down_proj"),
             shared_expert_gate=self.linear(f"{prefix}.shared_expert_gate"),
         )
+
+    def dense_mlp(self, prefix: str) -> DenseMlpWeights:
+        """The MLP of a dense model."""
+        views = [self.checkpoint.tensor(f"{prefix}.{name}.weight") for name in ("gate_proj", "up_proj", "down_proj")]
+        return DenseMlpWeights(self.ops.pack_mlp(*(v if isinstance(v, QuantizedTensor) else v.array for v in views)))
 
     def mtp(self) -> MtpHead:
         """The multi-token prediction head."""

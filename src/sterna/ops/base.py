@@ -59,6 +59,13 @@ class SparseMoeWeights:
     shared_expert_gate: Weight  # [1, D]
 
 
+@dataclass(slots=True)
+class DenseMlpWeights:
+    """The MLP of a dense model, in the form that `OpSet.pack_mlp` gives it."""
+
+    packed: Weight
+
+
 @dataclass(frozen=True, slots=True)
 class StepContext:
     """What every layer of one forward pass needs, prepared once per pass from a `Batch` by `OpSet.prepare`.
@@ -94,6 +101,9 @@ class OpSet(Protocol):
 
     def pack_experts(self, gate_up_proj: np.ndarray, down_proj: np.ndarray) -> Weight:
         """Keep routed experts: gate_up_proj [E, 2I, D] with the gate rows first, down_proj [E, D, I]."""
+
+    def pack_mlp(self, gate_proj: np.ndarray, up_proj: np.ndarray, down_proj: np.ndarray) -> Weight:
+        """Keep the MLP of a dense model: gate_proj and up_proj [I, D], down_proj [D, I]."""
 
     # per pass --------------------------------------------------------------------------------------------------------
     def prepare(self, context: StepContext) -> StepContext:
@@ -132,6 +142,9 @@ class OpSet(Protocol):
 
     def sparse_moe(self, u: Tensor, weights: SparseMoeWeights, config: TextConfig) -> Tensor:
         """Router, routed experts summed in top-k order (ties to the lower id), and shared expert (spec §3.3)."""
+
+    def dense_mlp(self, u: Tensor, weights: DenseMlpWeights) -> Tensor:
+        """``down_proj(silu(gate_proj u) * up_proj u)``: [T, D] -> [T, D]."""
 
     def to_numpy(self, x: Tensor) -> Float32:
         """Copy to a host float32 array."""

@@ -38,6 +38,10 @@ _HIGHER: Rules = (
     ("*.self_attn.q_proj.weight", "q4"),
     ("*.self_attn.*_proj.weight", "q6"),
     ("mtp.fc.weight", "q6"),
+    # the MLP of a dense model
+    ("*.mlp.down_proj.weight", "q6"),
+    ("*.mlp.gate_proj.weight", "q4"),
+    ("*.mlp.up_proj.weight", "q4"),
 )
 """Measured by others as the tensors that hurt first, and small beside the experts."""
 

@@ -12,12 +12,21 @@ from typing import Literal
 import numpy as np
 
 from sterna import _native
+from sterna.backends.native.dense_mlp import pack_mlp
 from sterna.backends.native.threads import default_threads
 from sterna.backends.native.variants import choose_variant
 from sterna.backends.native.vision import NativeVisionOps
 from sterna.config import TextConfig
 from sterna.errors import BackendError
-from sterna.ops.base import AttentionWeights, Float32, GatedDeltaNetWeights, Int32, SparseMoeWeights, StepContext
+from sterna.ops.base import (
+    AttentionWeights,
+    DenseMlpWeights,
+    Float32,
+    GatedDeltaNetWeights,
+    Int32,
+    SparseMoeWeights,
+    StepContext,
+)
 from sterna.ops.bfloat16 import to_float32
 
 KvDtype = Literal["bfloat16", "float32"]
@@ -54,6 +63,9 @@ class NativeOpSet(NativeVisionOps):
 
     def pack_experts(self, gate_up_proj: np.ndarray, down_proj: np.ndarray) -> _native.Experts:
         return self._ops.pack_experts(np.ascontiguousarray(gate_up_proj), np.ascontiguousarray(down_proj))
+
+    def pack_mlp(self, gate_proj: np.ndarray, up_proj: np.ndarray, down_proj: np.ndarray) -> SparseMoeWeights:
+        return pack_mlp(self, gate_proj, up_proj, down_proj)
 
     # per pass --------------------------------------------------------------------------------------------------------
 
@@ -141,6 +153,12 @@ class NativeOpSet(NativeVisionOps):
         )
 
     def sparse_moe(self, u: _native.Tensor, weights: SparseMoeWeights, config: TextConfig) -> _native.Tensor:
+        return self._sparse_moe(u, weights, config.num_experts_per_tok)
+
+    def dense_mlp(self, u: _native.Tensor, weights: DenseMlpWeights) -> _native.Tensor:
+        return self._sparse_moe(u, weights.packed, 1)
+
+    def _sparse_moe(self, u: _native.Tensor, weights: SparseMoeWeights, experts_per_token: int) -> _native.Tensor:
         return self._ops.sparse_moe(
             u,
             weights.gate,
@@ -149,7 +167,7 @@ class NativeOpSet(NativeVisionOps):
             weights.shared_up_proj,
             weights.shared_down_proj,
             weights.shared_expert_gate,
-            config.num_experts_per_tok,
+            experts_per_token,
         )
 
     def to_numpy(self, x: _native.Tensor) -> Float32:

@@ -7,8 +7,17 @@ import numpy.typing as npt
 
 from sterna.backends.numpy.vision import NumpyVisionOps
 from sterna.config import TextConfig
-from sterna.ops.base import AttentionWeights, Float32, GatedDeltaNetWeights, Int32, SparseMoeWeights, StepContext
+from sterna.ops.base import (
+    AttentionWeights,
+    DenseMlpWeights,
+    Float32,
+    GatedDeltaNetWeights,
+    Int32,
+    SparseMoeWeights,
+    StepContext,
+)
 from sterna.ops.bfloat16 import to_float32
+from sterna.ops.dense_mlp import DenseMlp, dense_mlp
 from sterna.ops.embedding import embedding, set_rows
 from sterna.ops.gated_delta_net import DeltaNetState, gated_delta_net
 from sterna.ops.gqa_attention import KvCache, gqa_attention
@@ -33,6 +42,9 @@ class NumpyOps(NumpyVisionOps):
 
     def pack_experts(self, gate_up_proj: np.ndarray, down_proj: np.ndarray) -> Experts:
         return Experts(self.tensor(gate_up_proj), self.tensor(down_proj))
+
+    def pack_mlp(self, gate_proj: np.ndarray, up_proj: np.ndarray, down_proj: np.ndarray) -> DenseMlp:
+        return DenseMlp(self.tensor(gate_proj), self.tensor(up_proj), self.tensor(down_proj))
 
     def prepare(self, context: StepContext) -> StepContext:
         return context
@@ -75,6 +87,9 @@ class NumpyOps(NumpyVisionOps):
 
     def sparse_moe(self, u: np.ndarray, weights: SparseMoeWeights, config: TextConfig) -> np.ndarray:
         return sparse_moe(u, weights, config)
+
+    def dense_mlp(self, u: np.ndarray, weights: DenseMlpWeights) -> np.ndarray:
+        return dense_mlp(u, weights.packed)
 
     def to_numpy(self, x: np.ndarray) -> Float32:
         return x.astype(np.float32)

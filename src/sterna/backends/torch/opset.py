@@ -13,7 +13,15 @@ from torch import Tensor
 from sterna.backends.torch.mixers import attention, delta_net, rms_norm
 from sterna.backends.torch.vision import TorchVisionOps
 from sterna.config import TextConfig
-from sterna.ops.base import AttentionWeights, Float32, GatedDeltaNetWeights, Int32, SparseMoeWeights, StepContext
+from sterna.ops.base import (
+    AttentionWeights,
+    DenseMlpWeights,
+    Float32,
+    GatedDeltaNetWeights,
+    Int32,
+    SparseMoeWeights,
+    StepContext,
+)
 
 
 @dataclass(slots=True)
@@ -65,6 +73,11 @@ class TorchOps(TorchVisionOps):
 
     def pack_experts(self, gate_up_proj: np.ndarray, down_proj: np.ndarray) -> Experts:
         return Experts(self.tensor(gate_up_proj), self.tensor(down_proj))
+
+    def pack_mlp(
+        self, gate_proj: np.ndarray, up_proj: np.ndarray, down_proj: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.tensor(gate_proj), self.tensor(up_proj), self.tensor(down_proj)
 
     def prepare(self, context: StepContext) -> StepContext:
         device = DeviceContext(
@@ -124,6 +137,10 @@ class TorchOps(TorchVisionOps):
         hidden = F.silu(F.linear(u, weights.shared_gate_proj)) * F.linear(u, weights.shared_up_proj)
         gate = torch.sigmoid(F.linear(u, weights.shared_expert_gate))
         return routed + gate * F.linear(hidden, weights.shared_down_proj)
+
+    def dense_mlp(self, u: Tensor, weights: DenseMlpWeights) -> Tensor:
+        gate_proj, up_proj, down_proj = weights.packed
+        return F.linear(F.silu(F.linear(u, gate_proj)) * F.linear(u, up_proj), down_proj)
 
     def to_numpy(self, x: Tensor) -> Float32:
         result: Float32 = x.detach().cpu().numpy()
