@@ -45,9 +45,7 @@ class PackedCheckpoint:
     values in F32, for backends without kernels for them. Raises `CheckpointError` for anything that does not fit together.
     """
 
-    def __init__(
-        self, directory: Path | str, config: ModelConfig | None = None, *, dequantize: bool = False
-    ) -> None:
+    def __init__(self, directory: Path | str, config: ModelConfig | None = None, *, dequantize: bool = False) -> None:
         self.directory = Path(directory)
         self.config = read_model_config(self.directory) if config is None else config
         self.dequantize = dequantize
@@ -120,7 +118,7 @@ class PackedCheckpoint:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"cannot read {path} ({error!r})") from error
         raw = {name: self.file[name].array.reshape(-1).view(np.uint8) for name in hashes}
-        return [name for name, wanted in hashes.items() if hashlib.sha256(raw[name]).hexdigest() != wanted]
+        return [name for name, wanted in hashes.items() if hashlib.sha256(raw[name].data).hexdigest() != wanted]
 
     def _stored_format(self, name: str) -> Format:
         if name not in self._formats:
@@ -180,5 +178,7 @@ def _formats(file: SafetensorsFile) -> dict[str, Format]:
         raise CheckpointError(f"{file.path}: 'formats' does not name exactly the tensors of the file")
     for name, form in named.items():
         if not isinstance(form, str) or form not in FORMATS:
-            raise CheckpointError(f"{file.path}: {name!r} has format {str(form)[:50]!r}, allowed is {', '.join(FORMATS)}")
+            raise CheckpointError(
+                f"{file.path}: {name!r} has format {str(form)[:50]!r}, allowed is {', '.join(FORMATS)}"
+            )
     return {name: FORMATS[named[name]] for name in stored}

@@ -210,7 +210,7 @@ def _write_job(file: IO[bytes], job: Job, pool: ThreadPoolExecutor, *, ahead: in
     digest, written, error, norm = hashlib.sha256(), 0, 0.0, 0.0
     file.seek(job.offset)
     for piece in _in_order(pool, job.pieces(), ahead):
-        data = memoryview(np.ascontiguousarray(piece.data).reshape(-1).view(np.uint8))
+        data = np.ascontiguousarray(piece.data).reshape(-1).view(np.uint8).data
         file.write(data)
         digest.update(data)
         written += len(data)

@@ -39,7 +39,9 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--recipe", choices=tuple(RECIPES), help=f"{recipes} (default: q4)")
     kind.add_argument("--gguf", choices=GGUF_FORMATS, help="write a GGUF file in this format instead")
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="new directory; with --gguf, a .gguf file")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="PATH", help="new directory; with --gguf, a .gguf file"
+    )
     parser.add_argument(
         "--calibration",
         type=Path,
@@ -53,7 +55,9 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         metavar="N",
         help="tokens of that text to use (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="threads (default: as many as this process may use)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="threads (default: as many as this process may use)"
+    )
     parser.add_argument("--json", action="store_true", help="last line of standard output: the whole result as JSON")
     return parser
 
@@ -160,7 +164,9 @@ def _importance(args: argparse.Namespace, source: Checkpoint) -> dict[str, Float
     if len(token_ids) < 2:
         raise UsageError(f"{args.calibration} holds {len(token_ids)} tokens, allowed is 2 or more")
     print(f"calibration: {len(token_ids):,} tokens of {args.calibration}", file=sys.stderr)
-    return input_importance(source, token_ids, progress=lambda layer, layers: _status(f"calibration layer {layer}/{layers}"))
+    return input_importance(
+        source, token_ids, progress=lambda layer, layers: _status(f"calibration layer {layer}/{layers}")
+    )
 
 
 class _Reporter:

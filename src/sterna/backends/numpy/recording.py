@@ -138,7 +138,7 @@ class _Matrix:
         self._values, self._sums, self._expert = values, sums, expert
 
     @property
-    def T(self) -> _Matrix:  # noqa: N802
+    def T(self) -> _Matrix:
         """Itself: only products with the transposed matrix are ever taken."""
         return self
 
