@@ -21,7 +21,7 @@ LEVELS = (
     ("backends.native", "backends.torch", "backends.numpy"),
     ("engine", "chat"),
     ("locate", "llm"),
-    ("server", "agent", "evals", "delegate", "train"),
+    ("server", "agent", "evals", "delegate", "train", "bench"),
     ("cli",),
 )
 RANK = {unit: rank for rank, level in enumerate(LEVELS) for unit in level}

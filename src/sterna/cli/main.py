@@ -12,7 +12,7 @@ import sterna
 from sterna import env
 from sterna.errors import SternaError, UsageError
 
-COMMANDS = ("code", "chat", "run", "demo", "eval", "fit", "logits", "quantize", "train")
+COMMANDS = ("code", "chat", "run", "demo", "eval", "fit", "bench", "logits", "quantize", "train")
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 DESCRIPTION = """\
