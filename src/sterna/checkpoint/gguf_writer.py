@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -99,10 +99,33 @@ def write_gguf(
     metadata = model_metadata(written_config(checkpoint), name=name, file_type=file_type)
     if tokenizer is not None:
         metadata |= tokenizer_metadata(tokenizer)
+    weights = {entry.name: _stored_importance(checkpoint.config, entry, importance or {}) for entry in entries}
+
+    def pieces(entry: Entry) -> Iterator[Callable[[], Piece]]:
+        return quantized_pieces(stored_view(checkpoint, entry), entry.format, weights[entry.name])
+
+    weighted = {name for name, weight in weights.items() if weight is not None}
+    return write_entries(path, metadata, entries, pieces, weighted=weighted, options=options)
+
+
+def write_entries(
+    path: Path | str,
+    metadata: Mapping[str, tuple[int, Any]],
+    entries: Sequence[Entry],
+    pieces: Callable[[Entry], Iterable[Callable[[], Piece]]],
+    *,
+    weighted: Set[str] = frozenset(),
+    options: WriteOptions | None = None,
+) -> list[Record]:
+    """Write a file whose tensors' bytes come from ``pieces``, see `Job`; ``weighted`` names those that importance shaped."""
     head = _head(metadata, entries)
-    jobs = _jobs(checkpoint, entries, base=len(head), importance=importance or {})
-    size = _aligned(jobs[-1].offset + jobs[-1].nbytes)
-    return write_resumable(Path(path), head, jobs, size=size, options=options or WriteOptions())
+    jobs, offset = [], len(head)
+    for entry in entries:
+        size = entry.format.nbytes(entry.shape)
+        source = partial(pieces, entry)
+        jobs.append(Job(entry.name, entry.format.name, entry.shape, offset, size, entry.name in weighted, source))
+        offset = _aligned(offset + size)
+    return write_resumable(Path(path), head, jobs, size=offset, options=options or WriteOptions())
 
 
 def written_config(checkpoint: TensorSource) -> ModelConfig:
@@ -225,32 +248,7 @@ def _stored_shape(shape: tuple[int, ...], rule: Rule, parts: int) -> tuple[int, 
     return shape if parts == 1 else (shape[0], shape[1] // parts, shape[2])
 
 
-def _jobs(
-    checkpoint: TensorSource, entries: Sequence[Entry], *, base: int, importance: Mapping[str, Float32]
-) -> list[Job]:
-    jobs, offset = [], base
-    for entry in entries:
-        weight = _stored_importance(checkpoint.config, entry, importance)
-        jobs.append(
-            Job(
-                name=entry.name,
-                format=entry.format.name,
-                shape=entry.shape,
-                offset=offset,
-                nbytes=entry.format.nbytes(entry.shape),
-                weighted=weight is not None,
-                pieces=partial(_pieces, checkpoint, entry, weight),
-            )
-        )
-        offset = _aligned(offset + jobs[-1].nbytes)
-    return jobs
-
-
-def _pieces(checkpoint: TensorSource, entry: Entry, importance: Float32 | None) -> Iterator[Callable[[], Piece]]:
-    return quantized_pieces(_stored_view(checkpoint, entry), entry.format, importance)
-
-
-def _stored_view(checkpoint: TensorSource, entry: Entry) -> TensorView:
+def stored_view(checkpoint: TensorSource, entry: Entry) -> TensorView:
     """The official tensor with the transforms of its rule in the stored shape; in its own type where rows only move."""
     text = checkpoint.config.text
     view: TensorView = checkpoint.tensor(entry.official)
@@ -331,4 +329,15 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-__all__ = ["Entry", "TensorSource", "model_metadata", "plan", "tokenizer_metadata", "uniform", "write_gguf"]
+__all__ = [
+    "Entry",
+    "TensorSource",
+    "model_metadata",
+    "plan",
+    "stored_view",
+    "tokenizer_metadata",
+    "uniform",
+    "write_entries",
+    "write_gguf",
+    "written_config",
+]
