@@ -77,6 +77,34 @@ std::unique_ptr<Experts> pack_experts(const Ops& ops, const AnyArray& gate_up, c
   return ops.pack_experts(gate_up.data(), down.data(), count, hidden, width, format);
 }
 
+using ByteArray = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+Format quantized_format(const std::string& name) {
+  constexpr std::pair<const char*, Format> kFormats[] = {
+      {"q4", Format::kQ4},     {"q4_g64", Format::kQ4G64}, {"q6", Format::kQ6},   {"q8", Format::kQ8},
+      {"Q4_0", Format::kQ4_0}, {"Q8_0", Format::kQ8_0},    {"Q4_K", Format::kQ4K}, {"Q6_K", Format::kQ6K}};
+  for (const auto& [known, format] : kFormats) {
+    if (name == known) return format;
+  }
+  throw std::invalid_argument("there are no kernels for the format " + name);
+}
+
+std::unique_ptr<Matrix> pack_quantized(const Ops& ops, const std::string& format, const ByteArray& data, int rows,
+                                       int columns) {
+  const Format which = quantized_format(format);
+  nb::gil_scoped_release unlocked;
+  return ops.pack_quantized(data.data(), static_cast<int64_t>(data.size()), rows, columns, which);
+}
+
+std::unique_ptr<Experts> pack_quantized_experts(const Ops& ops, const std::string& format, const ByteArray& gate_up,
+                                                const std::string& down_format, const ByteArray& down, int count,
+                                                int hidden, int width) {
+  const Format up = quantized_format(format), other = quantized_format(down_format);
+  nb::gil_scoped_release unlocked;
+  return ops.pack_quantized_experts(gate_up.data(), static_cast<int64_t>(gate_up.size()), up, down.data(),
+                                    static_cast<int64_t>(down.size()), other, count, hidden, width);
+}
+
 std::unique_ptr<Context> make_context(const Int32Array& cu_seqlens, const Int32Array& context_lens,
                                       const Int32Array& block_tables, const Int32Array& slot_mapping,
                                       const Int32Array& state_slots, const Int32Array& snapshot_at,
@@ -285,7 +313,7 @@ void bind_handles(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix", "A packed weight [N, K]")
       .def_prop_ro("shape", [](const Matrix& w) { return nb::make_tuple(w.rows, w.columns); })
       .def_prop_ro("nbytes", &Matrix::bytes);
-  nb::class_<Experts>(m, "Experts", "Packed routed experts of one layer");
+  nb::class_<Experts>(m, "Experts", "Packed routed experts of one layer").def_prop_ro("nbytes", &Experts::bytes);
   nb::class_<DeltaNetState>(m, "DeltaNetState", "State slots of one DeltaNet layer")
       .def(nb::new_(&make_state), nb::kw_only(), "slots"_a, "value_heads"_a, "key_dim"_a, "value_dim"_a, "channels"_a,
            "kernel"_a)
@@ -309,6 +337,9 @@ void bind_ops(nb::module_& m) {
       .def_prop_ro("variant", &Ops::variant)
       .def("pack_linear", &pack_linear, "weight"_a)
       .def("pack_experts", &pack_experts, "gate_up_proj"_a, "down_proj"_a)
+      .def("pack_quantized", &pack_quantized, "format"_a, "data"_a, "rows"_a, "columns"_a)
+      .def("pack_quantized_experts", &pack_quantized_experts, "format"_a, "gate_up_proj"_a, "down_format"_a,
+           "down_proj"_a, nb::kw_only(), "count"_a, "hidden"_a, "width"_a)
       .def("embedding",
            [](const Ops& ops, const Int32Array& ids, const Matrix& table) {
              return ops.embedding(ids.data(), static_cast<int>(ids.size()), table);

@@ -14,6 +14,7 @@ static constexpr Kernels make_kernels(const char* name) {
   table.block_rows = kMaxRows;
   table.matmul = matmul;
   table.swiglu = swiglu;
+  table.quantize_row = quantize_row;
   table.rms_norm = rms_norm;
   table.add = add;
   table.combine = combine;

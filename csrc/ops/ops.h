@@ -24,6 +24,12 @@ class Ops {
   std::unique_ptr<Experts> pack_experts(const void* gate_up, const void* down, int count, int hidden, int width,
                                         Format format) const;
 
+  // `source` in the byte layout of sterna/quant (docs/dev/quant-formats.md); GGUF blocks are rearranged, no number changes.
+  std::unique_ptr<Matrix> pack_quantized(const uint8_t* source, int64_t bytes, int rows, int columns, Format format) const;
+  std::unique_ptr<Experts> pack_quantized_experts(const uint8_t* gate_up, int64_t gate_up_bytes, Format format,
+                                                  const uint8_t* down, int64_t down_bytes, Format down_format, int count,
+                                                  int hidden, int width) const;
+
   std::unique_ptr<Tensor> embedding(const int32_t* ids, int count, const Matrix& table) const;
   std::unique_ptr<Tensor> take_rows(const Tensor& x, const int32_t* rows, int count) const;
   std::unique_ptr<Tensor> concat(const Tensor& a, const Tensor& b) const;
@@ -56,6 +62,8 @@ class Ops {
 
  private:
   void project(const float* x, int rows, int depth, const std::vector<Projection>& projections) const;
+
+  Buffer<char> quantize(const float* x, int rows, int depth) const;
 
   const Kernels& kernels_;
 };

@@ -68,11 +68,12 @@ struct Matrix {
 // Routed experts: per expert the panels of its gate, up and down rows.
 struct Experts {
   int count = 0, hidden = 0, width = 0;
-  Format format = Format::kFloat32;
+  Format format = Format::kFloat32, down_format = Format::kFloat32;
   int64_t up_stride = 0, down_stride = 0;  // elements of one panel
   int64_t up_size = 0, down_size = 0;      // elements of one expert
   Buffer<char> gate_up, down;
 
+  int64_t bytes() const { return static_cast<int64_t>(gate_up.size() + down.size()); }
   Panels gate_view(int expert) const;
   Panels up_view(int expert) const;
   Panels down_view(int expert) const;
