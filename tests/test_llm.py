@@ -28,12 +28,12 @@ def llm(checkpoint):
         yield loaded
 
 
-def chat(llm, *messages, sampling=SAMPLING):
-    return list(llm.chat(ChatRequest(messages, sampling=sampling)))
+def chat(llm, *messages, sampling=SAMPLING, namespace=""):
+    return list(llm.chat(ChatRequest(messages, sampling=sampling), namespace=namespace))
 
 
 def test_a_chat_turn_ends_with_the_whole_message(llm):
-    events = chat(llm, Message("user", "hello"))
+    events = chat(llm, Message("user", "hello"), namespace="alone")
     end = events[-1]
     assert isinstance(end, End)
     assert end.message.reasoning == "".join(e.text for e in events if isinstance(e, ReasoningDelta))
@@ -51,7 +51,7 @@ def test_same_seed_same_text_and_another_seed_another(llm):
 def test_the_next_turn_computes_only_what_is_new(llm):
     history, known = [Message("user", "hello")], 0
     for turn in range(3):
-        end = chat(llm, *history)[-1]
+        end = chat(llm, *history, namespace="turns")[-1]
         assert end.usage.cached_tokens == known
         assert turn == 0 or end.usage.computed_tokens < 40
         # the last sampled token has not been through the model

@@ -90,7 +90,7 @@ class LLM:
         self.name = name
         self.backend = backend
         self.chat_format = chat_format
-        self.engine = Engine(backend, engine_config)
+        self.engine = Engine(backend, engine_config, token_text=self._token_text)
         self.max_model_len = self.engine.max_model_len
         # weak: a stream that nobody holds any more cancels its request
         self._streams: WeakValueDictionary[int, TokenStream] = WeakValueDictionary()
@@ -116,18 +116,29 @@ class LLM:
             engine_config = replace(engine_config, max_model_len=length)
         return cls(chosen, chat_format, engine_config, name=located.name)
 
-    def generate(self, token_ids: Sequence[int], sampling: SamplingParams) -> TokenStream:
-        """See `GenerationService.generate`. A bad request raises here, before anything is computed."""
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        turn_starts: Sequence[int] = (),
+        namespace: str = "",
+    ) -> TokenStream:
+        """See `GenerationService.generate` and `Engine.add_request`. A bad request raises before anything is computed."""
         with self._lock:
-            request_id = self.engine.add_request(token_ids, sampling)
+            request_id = self.engine.add_request(token_ids, sampling, turn_starts=turn_starts, namespace=namespace)
             stream = TokenStream(self, request_id, Usage(prompt_tokens=len(token_ids)))
             self._streams[request_id] = stream
         return stream
 
-    def chat(self, request: ChatRequest) -> Generator[ChatEvent, None, None]:
-        """See `GenerationService.chat`. Turns of the history that carry ``token_ids`` are never tokenised again."""
+    def chat(self, request: ChatRequest, *, namespace: str = "") -> Generator[ChatEvent, None, None]:
+        """See `GenerationService.chat`. Turns of the history that carry ``token_ids`` are never tokenised again.
+
+        Nothing that was computed for one ``namespace`` (an API key) is reused, or seen to exist, in another.
+        """
         prompt = self.chat_format.render(request)
-        return self._answer(request, self.generate(prompt.token_ids, request.sampling))
+        stream = self.generate(prompt.token_ids, request.sampling, turn_starts=prompt.turn_starts, namespace=namespace)
+        return self._answer(request, stream)
 
     def complete(self, text: str, sampling: SamplingParams) -> Generator[str, None, None]:
         """See `GenerationService.complete`."""
@@ -144,6 +155,9 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _token_text(self, token_id: int) -> str:
+        return repr(self.chat_format.tokenizer.decode([token_id]))
 
     def _answer(self, request: ChatRequest, stream: TokenStream) -> Generator[ChatEvent, None, None]:
         parser = self.chat_format.parser(request)

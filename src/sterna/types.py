@@ -58,13 +58,17 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one request; ``cached_tokens`` of the prompt came from the cache, ``computed_tokens`` did not."""
+    """Token counts of one request; ``cached_tokens`` of the prompt came from the cache, ``computed_tokens`` did not.
+
+    ``cache_miss_reason`` says in words why not more came from the cache, where more was conceivable.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     computed_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_miss_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

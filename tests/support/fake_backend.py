@@ -103,6 +103,8 @@ class FakeBackend:
         state = 0 if context == 0 else self.states[slot]
         assert state == prefix_hash(cached), "state and KV blocks hold different tokens"
         states = []
+        wanted = dict(batch.snapshot_at.tolist())
+        assert len({slot, *wanted.values()}) == 1 + len(wanted)
         for offset, row in enumerate(rows):
             i = context + offset
             assert batch.positions[:, row].tolist() == [i] * 3
@@ -110,8 +112,22 @@ class FakeBackend:
             self.kv[batch.slot_mapping[row]] = batch.token_ids[row]
             state = step_hash(state, int(batch.token_ids[row]))
             states.append(state)
+            if row in wanted:
+                self.states[wanted[row]] = state
         self.states[slot] = state
         return states
+
+    def copy_state(self, source: int, target: int) -> None:
+        """Copy one hash."""
+        assert source != target
+        self.states[target] = self.states[source]
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the tokens of blocks."""
+        blocks = self.kv.reshape(-1, self.block_size)
+        for source, target in pairs:
+            assert source != target
+            blocks[target] = blocks[source]
 
     def sample(self, logits: FakeLogits, rows: Sequence[SampleRow]) -> list[SampledToken]:
         """The reference sampler."""

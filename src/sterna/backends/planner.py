@@ -6,8 +6,7 @@ from sterna.backends.base import MemoryPlan
 from sterna.config import EngineConfig, TextConfig
 from sterna.errors import OutOfMemoryError, UsageError
 
-# State slots beyond one per running sequence: as many snapshots as fit here, but no more than the limit below.
-SNAPSHOT_BYTES = 1 << 30
+# State slots beyond one per running sequence: as many snapshots as ``snapshot_bytes`` holds, but no more than this.
 MAX_SNAPSHOT_SLOTS = 64
 # Share of the remaining memory that KV blocks take when neither their size nor the context is given.
 DEFAULT_KV_SHARE = 0.5
@@ -29,8 +28,8 @@ def plan_memory(
     must fit; raises `OutOfMemoryError` otherwise.
     """
     _check(engine)
-    snapshots = min(MAX_SNAPSHOT_SLOTS, SNAPSHOT_BYTES // max(state_bytes_per_slot, 1))
-    slots = engine.num_state_slots or engine.max_num_seqs + max(snapshots, engine.max_num_seqs)
+    snapshots = min(MAX_SNAPSHOT_SLOTS, engine.snapshot_bytes // max(state_bytes_per_slot, 1))
+    slots = engine.num_state_slots or engine.max_num_seqs + snapshots
     context = min(engine.max_model_len or text.max_position_embeddings, text.max_position_embeddings)
     per_sequence = -(-context // engine.block_size)
     fixed = weight_bytes + slots * state_bytes_per_slot + workspace_bytes(text, engine)
@@ -91,6 +90,8 @@ def _check(engine: EngineConfig) -> None:
         value = getattr(engine, name)
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}, allowed is 1 or more")
+    if engine.snapshot_bytes < 0:
+        raise UsageError(f"snapshot_bytes is {engine.snapshot_bytes}, allowed is 0 or more")
     if engine.num_state_slots is not None and engine.num_state_slots < engine.max_num_seqs:
         raise UsageError(
             f"num_state_slots is {engine.num_state_slots}, allowed is max_num_seqs {engine.max_num_seqs} or more"

@@ -95,5 +95,6 @@ class EngineConfig:
     block_size: int = 64
     kv_cache_bytes: int | None = None
     num_state_slots: int | None = None
+    snapshot_bytes: int = 1 << 30
     prefill_chunk_tokens: int = 512
     memory_bytes: int | None = None

@@ -30,10 +30,20 @@ def build_batch(pieces: list[Piece], *, block_size: int) -> Batch:
         block_tables=block_tables,
         slot_mapping=slot_mapping.astype(np.int32),
         state_slots=np.array([piece.sequence.state_slot for piece in pieces], np.int32),
+        snapshot_at=_snapshot_rows(pieces, cu_seqlens),
         logits_indices=np.array(
             [end - 1 for piece, end in zip(pieces, cu_seqlens[1:], strict=True) if piece.is_last], np.int32
         ),
     )
+
+
+def _snapshot_rows(pieces: list[Piece], cu_seqlens: np.ndarray) -> np.ndarray:
+    rows = [
+        (start + position - 1 - piece.sequence.num_computed_tokens, slot)
+        for piece, start in zip(pieces, cu_seqlens.tolist(), strict=False)
+        for position, slot, _ in piece.snapshots
+    ]
+    return np.array(rows, np.int32).reshape(-1, 2)
 
 
 def _token_ids(piece: Piece) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from sterna.backends.base import Backend, SampledToken
 from sterna.config import EngineConfig
 from sterna.engine.batch import build_batch, sample_row
 from sterna.engine.cache import Cache
+from sterna.engine.prefix_index import SnapshotKind
 from sterna.engine.scheduler import Piece, Scheduler
 from sterna.engine.sequence import Sequence
 from sterna.errors import ContextOverflowError, UsageError
@@ -28,10 +30,13 @@ class EngineEvent:
 class Engine:
     """Continuous batching with chunked prefill over one backend that has its weights loaded.
 
-    Raises `UsageError` for a configuration that cannot work and `OutOfMemoryError` for one that does not fit.
+    ``token_text`` shows a token in the reason for a cache miss. Raises `UsageError` for a configuration that cannot work
+    and `OutOfMemoryError` for one that does not fit.
     """
 
-    def __init__(self, backend: Backend, engine_config: EngineConfig) -> None:
+    def __init__(
+        self, backend: Backend, engine_config: EngineConfig, *, token_text: Callable[[int], str] = str
+    ) -> None:
         if engine_config.prefill_chunk_tokens < engine_config.max_num_seqs:
             raise UsageError(
                 f"prefill_chunk_tokens is {engine_config.prefill_chunk_tokens}, "
@@ -41,17 +46,20 @@ class Engine:
         self.plan = backend.plan_memory(engine_config)
         backend.allocate(self.plan)
         self.cache = Cache(
+            backend,
             num_blocks=self.plan.num_blocks,
             block_size=self.plan.block_size,
             num_state_slots=self.plan.num_state_slots,
+            max_snapshots=engine_config.snapshot_bytes // max(self.plan.state_bytes_per_slot, 1),
         )
-        limit = engine_config.max_model_len or backend.config.text.max_position_embeddings
-        self.max_model_len = min(limit, self.cache.capacity_tokens)
+        longest = backend.config.text.max_position_embeddings
+        self.max_model_len = min(engine_config.max_model_len or longest, longest, self.cache.capacity_tokens)
         self.scheduler = Scheduler(
             self.cache,
             max_num_seqs=engine_config.max_num_seqs,
             chunk_tokens=engine_config.prefill_chunk_tokens,
         )
+        self.scheduler.token_text = token_text
         self._requests: dict[int, Sequence] = {}
         self._next_id = 0
 
@@ -60,9 +68,13 @@ class Engine:
         """Whether `step` would compute something."""
         return self.scheduler.has_work
 
-    def add_request(self, token_ids: Tokens[int], params: SamplingParams) -> int:
+    def add_request(
+        self, token_ids: Tokens[int], params: SamplingParams, *, turn_starts: Tokens[int] = (), namespace: str = ""
+    ) -> int:
         """Queue a prompt and return its number.
 
+        ``turn_starts`` are the indices at which its turns begin, where other prompts are likely to part from this one;
+        the second is the end of system and tools. Nothing is reused across namespaces.
         ``max_tokens`` is clamped to what the context leaves. Without a seed a random one is drawn. Raises `UsageError`
         for an empty prompt or a token that does not exist, `ContextOverflowError` for a prompt that leaves no room.
         """
@@ -75,6 +87,8 @@ class Engine:
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             max_new_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            namespace=namespace,
+            snapshots=_wanted_snapshots(turn_starts, len(token_ids)),
             stop_token_ids=frozenset(self.backend.config.eos_token_ids) | frozenset(params.stop_token_ids),
         )
         self._next_id += 1
@@ -90,10 +104,13 @@ class Engine:
         pieces = self.scheduler.schedule()
         if not pieces:
             return []
+        self._reserve_snapshots(pieces)
         try:
             sampled = self._run(pieces)
         except BaseException:
             for piece in pieces:
+                for _, slot, _ in piece.snapshots:
+                    self.cache.states.free(slot)
                 self.cancel(piece.sequence.id)
             raise
         return self._advance(pieces, sampled)
@@ -129,10 +146,24 @@ class Engine:
         rows = [sample_row(piece.sequence) for piece in pieces if piece.is_last]
         return self.backend.sample(logits, rows) if rows else []
 
+    def _reserve_snapshots(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            start = before = piece.sequence.num_computed_tokens
+            for position in sorted(p for p in piece.sequence.snapshots if p <= start + piece.num_tokens):
+                kind = piece.sequence.snapshots.pop(position)
+                slot = self.cache.take_snapshot_slot(kind, position - before) if position > start else None
+                if slot is not None:
+                    before = position
+                    piece.snapshots.append((position, slot, kind))
+
     def _advance(self, pieces: list[Piece], sampled: list[SampledToken]) -> list[EngineEvent]:
         complete = [piece.sequence for piece in pieces if piece.is_last]
         for piece in pieces:
-            piece.sequence.num_computed_tokens += piece.num_tokens
+            sequence = piece.sequence
+            sequence.num_computed_tokens += piece.num_tokens
+            new_blocks = sequence.num_computed_tokens // self.plan.block_size > len(sequence.path)
+            if piece.snapshots or new_blocks:
+                self.cache.store(sequence, piece.snapshots)
         return [self._append(sequence, token) for sequence, token in zip(complete, sampled, strict=True)]
 
     def _append(self, sequence: Sequence, token: SampledToken) -> EngineEvent:
@@ -149,3 +180,22 @@ class Engine:
         if sequence.finish_reason is None:
             sequence.finish_reason = FinishReason.STOP if keep else FinishReason.CANCELLED
         self.scheduler.finish(sequence, keep=keep)
+
+
+# Turn starts of a prompt whose states are stored on the way: all of the last ones, every second before them, and so on.
+RECENT_TURNS = 8
+
+
+def _wanted_snapshots(turn_starts: Tokens[int], num_tokens: int) -> dict[int, SnapshotKind]:
+    """Positions of the prompt at which the state is worth keeping: its end, the end of system and tools, turn starts."""
+    inside = [position for position in turn_starts if 0 < position < num_tokens]
+    wanted = {num_tokens: SnapshotKind.TURN_END}
+    distance, step = 0, 1
+    while distance < len(inside):
+        wanted[inside[-1 - distance]] = SnapshotKind.TURN_END
+        distance += step
+        if distance >= RECENT_TURNS * step:
+            step *= 2
+    if inside:
+        wanted[inside[0]] = SnapshotKind.SYSTEM_END
+    return wanted

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from sterna.engine.cache import Cache
+from sterna.engine.prefix_index import PrefixMatch, SnapshotKind, common_prefix
 from sterna.engine.sequence import Sequence
+
+NO_MATCH = PrefixMatch(0, (), None, 0, None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next ``num_tokens`` uncomputed tokens of a sequence; ``is_last`` when a token can be sampled after them."""
+    """The next ``num_tokens`` uncomputed tokens of a sequence; ``is_last`` when a token can be sampled after them.
+
+    ``snapshots`` are (position, slot, kind): after ``position`` tokens of the sequence the state is stored in ``slot``.
+    """
 
     sequence: Sequence
     num_tokens: int
+    snapshots: list[tuple[int, int, SnapshotKind]] = field(default_factory=list)
 
     @property
     def is_last(self) -> bool:
@@ -29,6 +37,8 @@ class Scheduler:
     the youngest sequence is preempted: it gives up its cache, waits at the front of the queue and is computed again.
     Its text does not change, because a sampled token depends on its position and seed only. The oldest sequence is
     never preempted, so that the queue always moves.
+
+    A prompt whose beginning an older sequence is computing right now waits until that much is there to be reused.
     """
 
     def __init__(self, cache: Cache, *, max_num_seqs: int, chunk_tokens: int) -> None:
@@ -38,6 +48,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.token_text: Callable[[int], str] = str
 
     @property
     def has_work(self) -> bool:
@@ -73,14 +84,50 @@ class Scheduler:
         return pieces
 
     def _admit(self, pieces: list[Piece], budget: int) -> None:
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            sequence = self.waiting[0]
-            if not self.cache.acquire(sequence):
+        for sequence in list(self.waiting):
+            if budget <= 0 or len(self.running) >= self.max_num_seqs:
                 return
-            self.running.append(self.waiting.popleft())
+            match = self.cache.prefixes.match(sequence.namespace, sequence.token_ids)
+            if self._waits_for_another(sequence, match):
+                continue
+            if not self._acquire(sequence, match):
+                return
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
             num_tokens = min(sequence.num_uncomputed_tokens, budget)
             pieces.append(Piece(sequence, num_tokens))
             budget -= num_tokens
+
+    def _waits_for_another(self, sequence: Sequence, match: PrefixMatch) -> bool:
+        """Whether an older running sequence will soon have computed at least a block more of this prompt."""
+        if self.cache.prefixes.max_snapshots == 0:
+            return False
+        for other in self.running:
+            if other.id > sequence.id or other.namespace != sequence.namespace:
+                continue
+            if other.num_computed_tokens >= other.num_prompt_tokens:
+                continue
+            shared = min(common_prefix(other.token_ids, sequence.token_ids), len(sequence) - 1)
+            if shared > other.num_computed_tokens and shared >= match.num_cached + self.cache.block_size:
+                other.snapshots.setdefault(shared, SnapshotKind.DIVERGENCE)
+                return True
+        return False
+
+    def _acquire(self, sequence: Sequence, match: PrefixMatch) -> bool:
+        acquired = self.cache.acquire(sequence, match)
+        if not acquired and not self.running:
+            # what is reused takes room itself; without it the sequence alone always fits
+            match = NO_MATCH
+            acquired = self.cache.acquire(sequence, match)
+        if not acquired:
+            return False
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = match.num_cached
+            sequence.cache_miss_reason = match.reason(len(sequence), self.token_text)
+            sequence.is_main = match.snapshot is not None and match.snapshot.kind is SnapshotKind.TURN_END
+        if match.num_matched > match.num_cached:
+            sequence.snapshots.setdefault(match.num_matched, SnapshotKind.DIVERGENCE)
+        return True
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Blocks for all tokens of a running sequence; False when it had to be preempted itself."""
@@ -93,6 +140,6 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self.cache.release(sequence, keep=False)
+        self.cache.release(sequence, keep=True)
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1

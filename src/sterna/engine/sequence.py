@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sterna.engine.prefix_index import Node, SnapshotKind
 from sterna.types import FinishReason, SamplingParams, Usage
 
 
@@ -14,6 +15,9 @@ class Sequence:
     ``token_ids`` is the prompt and then the sampled tokens. The first ``num_computed_tokens`` of them are in the KV
     blocks of ``block_table`` and in ``state_slot``; the last sampled token never is. ``num_cached_tokens`` of the
     prompt were taken over from an earlier sequence instead of being computed.
+
+    ``path`` are the nodes of the prefix tree that own the first blocks of the table; the other blocks are its own.
+    ``snapshots`` maps positions to the reason for which a state is wanted there.
     """
 
     id: int
@@ -23,6 +27,11 @@ class Sequence:
     seed: int
     max_new_tokens: int
     stop_token_ids: frozenset[int]
+    namespace: str = ""
+    snapshots: dict[int, SnapshotKind] = field(default_factory=dict)
+    path: list[Node] = field(default_factory=list)
+    is_main: bool = False
+    cache_miss_reason: str | None = None
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
     block_table: list[int] = field(default_factory=list)
@@ -51,6 +60,7 @@ class Sequence:
             completion_tokens=self.num_output_tokens,
             cached_tokens=cached,
             computed_tokens=self.num_prompt_tokens - cached,
+            cache_miss_reason=self.cache_miss_reason,
         )
 
     def append(self, token_id: int) -> None:
