@@ -15,7 +15,7 @@ from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
 from sterna.checkpoint.gguf_writer import uniform, write_gguf
 from sterna.checkpoint.quantizing import QuantizingCheckpoint
 from sterna.checkpoint.random import RandomCheckpoint
-from sterna.config import EngineConfig, ModelConfig
+from sterna.config import EngineConfig, ModelConfig, RopeParameters
 from sterna.errors import UsageError
 from sterna.quant.tensor import QuantizedTensor
 from support.golden import Piece, Stream, batch_of
@@ -36,6 +36,7 @@ def even_config() -> ModelConfig:
         shared_expert_intermediate_size=64,
         head_dim=32,
         linear_value_head_dim=32,
+        rope_parameters=RopeParameters(1e6, 0.5, (3, 3, 2)),
     )
 
 
