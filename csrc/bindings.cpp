@@ -79,30 +79,38 @@ std::unique_ptr<Experts> pack_experts(const Ops& ops, const AnyArray& gate_up, c
 
 using ByteArray = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-Format quantized_format(const std::string& name) {
-  constexpr std::pair<const char*, Format> kFormats[] = {
-      {"q4", Format::kQ4},     {"q4_g64", Format::kQ4G64}, {"q6", Format::kQ6},   {"q8", Format::kQ8},
-      {"Q4_0", Format::kQ4_0}, {"Q8_0", Format::kQ8_0},    {"Q4_K", Format::kQ4K}, {"Q6_K", Format::kQ6K}};
-  for (const auto& [known, format] : kFormats) {
-    if (name == known) return format;
+QuantizedSource source_of(const std::string& type, const ByteArray& data) {
+  return {type.c_str(), data.data(), static_cast<int64_t>(data.size())};
+}
+
+std::unique_ptr<Matrix> pack_quantized(const Ops& ops, const ByteArray& data, const std::string& format, int rows,
+                                       int columns, bool borrow) {
+  std::unique_ptr<Matrix> matrix;
+  {
+    nb::gil_scoped_release unlocked;
+    matrix = ops.pack_quantized(source_of(format, data), rows, columns, borrow);
   }
-  throw std::invalid_argument("there are no kernels for the format " + name);
+  if (borrow) matrix->owner = std::make_shared<ByteArray>(data);
+  return matrix;
 }
 
-std::unique_ptr<Matrix> pack_quantized(const Ops& ops, const std::string& format, const ByteArray& data, int rows,
-                                       int columns) {
-  const Format which = quantized_format(format);
-  nb::gil_scoped_release unlocked;
-  return ops.pack_quantized(data.data(), static_cast<int64_t>(data.size()), rows, columns, which);
+std::unique_ptr<Experts> pack_quantized_experts(const Ops& ops, const ByteArray& gate_up, const ByteArray& down,
+                                                const std::string& format, const std::string& down_format, int count,
+                                                int hidden, int width, bool borrow) {
+  std::unique_ptr<Experts> experts;
+  {
+    nb::gil_scoped_release unlocked;
+    experts = ops.pack_quantized_experts(source_of(format, gate_up), source_of(down_format, down), count, hidden, width,
+                                         borrow);
+  }
+  if (borrow) experts->owner = std::make_shared<std::pair<ByteArray, ByteArray>>(gate_up, down);
+  return experts;
 }
 
-std::unique_ptr<Experts> pack_quantized_experts(const Ops& ops, const std::string& format, const ByteArray& gate_up,
-                                                const std::string& down_format, const ByteArray& down, int count,
-                                                int hidden, int width) {
-  const Format up = quantized_format(format), other = quantized_format(down_format);
-  nb::gil_scoped_release unlocked;
-  return ops.pack_quantized_experts(gate_up.data(), static_cast<int64_t>(gate_up.size()), up, down.data(),
-                                    static_cast<int64_t>(down.size()), other, count, hidden, width);
+std::vector<std::tuple<std::string, int, int>> list_quantized_types() {
+  std::vector<std::tuple<std::string, int, int>> list;
+  for (const QuantizedType& type : quantized_types()) list.emplace_back(type.name, type.block, type.tile_bytes);
+  return list;
 }
 
 std::unique_ptr<Context> make_context(const Int32Array& cu_seqlens, const Int32Array& context_lens,
@@ -290,11 +298,11 @@ std::unique_ptr<Tensor> sparse_moe(const Ops& ops, const Tensor& u, const Matrix
 std::unique_ptr<Tensor> gated_delta_net(const Ops& ops, const Tensor& u, const Matrix& in_proj_qkv,
                                         const Matrix& in_proj_z, const Matrix& in_proj_b, const Matrix& in_proj_a,
                                         const Tensor& conv1d, const Tensor& A_log, const Tensor& dt_bias,
-                                        const Tensor& norm, const Matrix& out_proj, DeltaNetState& state,
-                                        const Context& context, int key_heads, float eps) {
+                                        const Tensor& norm, const Matrix& out_proj, bool tiled_value_heads,
+                                        DeltaNetState& state, const Context& context, int key_heads, float eps) {
   return ops.gated_delta_net(
-      u, {in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, conv1d, A_log, dt_bias, norm, out_proj}, state, context,
-      key_heads, eps);
+      u, {in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, conv1d, A_log, dt_bias, norm, out_proj, tiled_value_heads},
+      state, context, key_heads, eps);
 }
 
 std::unique_ptr<Tensor> gqa_attention(const Ops& ops, const Tensor& u, const Matrix& q_proj, const Matrix& k_proj,
@@ -337,9 +345,11 @@ void bind_ops(nb::module_& m) {
       .def_prop_ro("variant", &Ops::variant)
       .def("pack_linear", &pack_linear, "weight"_a)
       .def("pack_experts", &pack_experts, "gate_up_proj"_a, "down_proj"_a)
-      .def("pack_quantized", &pack_quantized, "format"_a, "data"_a, "rows"_a, "columns"_a)
-      .def("pack_quantized_experts", &pack_quantized_experts, "format"_a, "gate_up_proj"_a, "down_format"_a,
-           "down_proj"_a, nb::kw_only(), "count"_a, "hidden"_a, "width"_a)
+      .def("pack_quantized", &pack_quantized, "data"_a, nb::kw_only(), "format"_a, "rows"_a, "columns"_a, "borrow"_a)
+      .def("pack_quantized_experts", &pack_quantized_experts, "gate_up_proj"_a, "down_proj"_a, nb::kw_only(),
+           "format"_a, "down_format"_a, "count"_a, "hidden"_a, "width"_a, "borrow"_a)
+      .def("read_bandwidth", &Ops::read_bandwidth, Unlocked(), "nbytes"_a)
+      .def("integer_peak", &Ops::integer_peak, Unlocked())
       .def("embedding",
            [](const Ops& ops, const Int32Array& ids, const Matrix& table) {
              return ops.embedding(ids.data(), static_cast<int>(ids.size()), table);
@@ -372,6 +382,7 @@ NB_MODULE(_native, m) {
   bind_ops(m);
   m.def("tensor", &tensor_from, "array"_a, "A copy of a float32 array of one or two axes");
   m.def("variants", &list_variants, "(name, reason why it cannot run or '', whether it is for tests only), slowest first");
+  m.def("quantized_types", &list_quantized_types, "(name, columns of a block, bytes of such a block in tiles)");
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", [](int threads) {
     require(threads >= 1 && threads <= 1024, "threads are " + std::to_string(threads) + ", allowed is 1 to 1024");

@@ -2,6 +2,7 @@
 //
 // No form saturates. maddubs adds two products of an unsigned and a signed byte into 16 bits with saturation at 32,767:
 //   codes of 4 bits  eight steps together reach 8 * 2 * 15 * 127 = 30,480
+//   codes of 5 bits  four steps together reach 4 * 2 * 31 * 127 = 31,496
 //   codes of 6 bits  two steps together reach 2 * 2 * 63 * 127 = 32,004
 //   signed bytes     |w| * sign(a, w) reaches 2 * 128 * 127 = 32,512 in one step (|-128| is 128 as an unsigned byte)
 // VNNI adds four products into 32 bits without saturation; signed codes become unsigned by adding 128, and 128 times the
@@ -12,7 +13,7 @@
 
 namespace sterna::STERNA_VARIANT {
 
-enum class Codes { kFourBits, kSixBits, kSigned };
+enum class Codes { kFourBits, kFiveBits, kSixBits, kSigned };
 
 struct IntVec {
   IntPart part[kParts];
@@ -35,12 +36,17 @@ STERNA_INLINE int32_t load_four(const int8_t* a) {
 
 #if STERNA_DPBUSD
 
-STERNA_INLINE IntPart dot_four(IntPart sum, const uint8_t* w, int32_t a) {
+// Adds the products of four unsigned by four signed bytes to each lane.
+STERNA_INLINE IntPart dot_registers(IntPart sum, IntPart w, IntPart a) {
 #if STERNA_PART_BYTES == 64
-  return bits<IntPart>(_mm512_dpbusd_epi32(bits<__m512i>(sum), load_part<__m512i>(w), _mm512_set1_epi32(a)));
+  return bits<IntPart>(_mm512_dpbusd_epi32(bits<__m512i>(sum), bits<__m512i>(w), bits<__m512i>(a)));
 #else
-  return bits<IntPart>(_mm256_dpbusd_avx_epi32(bits<__m256i>(sum), load_part<__m256i>(w), _mm256_set1_epi32(a)));
+  return bits<IntPart>(_mm256_dpbusd_avx_epi32(bits<__m256i>(sum), bits<__m256i>(w), bits<__m256i>(a)));
 #endif
+}
+
+STERNA_INLINE IntPart dot_four(IntPart sum, const uint8_t* w, int32_t a) {
+  return dot_registers(sum, load_part<IntPart>(w), a - IntPart{});
 }
 
 template <Codes C, int kSteps, int R>
@@ -83,9 +89,17 @@ STERNA_INLINE Bytes add_pairs(Bytes x, Bytes y) { return _mm256_add_epi16(x, y);
 STERNA_INLINE IntPart widen(Bytes x) { return bits<IntPart>(_mm256_madd_epi16(x, _mm256_set1_epi16(1))); }
 #endif
 
+// Compilers turn a long sum of integers into a tree, and hold all its leaves in memory: here they must take it as it comes.
+STERNA_INLINE void stay_in_register(Bytes& x) { asm("" : "+v"(x)); }
+
 // Steps whose 16-bit sums may be added before they are widened.
 constexpr int steps_together(Codes codes) {
-  return codes == Codes::kFourBits ? 8 : codes == Codes::kSixBits ? 2 : 1;
+  switch (codes) {
+    case Codes::kFourBits: return 8;
+    case Codes::kFiveBits: return 4;
+    case Codes::kSixBits: return 2;
+    default: return 1;
+  }
 }
 
 template <Codes C, int kSteps, int R>
@@ -104,6 +118,7 @@ STERNA_INLINE void dot(const uint8_t* w, const int8_t* const (&a)[R], int at, In
           const Bytes codes = load_part<Bytes>(w + 64 * j + STERNA_PART_BYTES * p);
           const Bytes product = C == Codes::kSigned ? pairs_signed(codes, four) : pairs(codes, four);
           narrow[r][p] = j == first ? product : add_pairs(narrow[r][p], product);
+          stay_in_register(narrow[r][p]);
         }
       }
     }

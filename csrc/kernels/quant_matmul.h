@@ -57,8 +57,8 @@ STERNA_INLINE void add_group(const uint8_t* codes, const Factors& factors, const
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const float* n = numbers[r] + g * kGroupNumbers;
-      const Vec first = to_float(sum[r]) - broadcast(32.0f * n[2]);
-      const Vec last = to_float(high[r]) - broadcast(32.0f * n[3]);
+      const Vec first = fnma(broadcast(32.0f), broadcast(n[2]), to_float(sum[r]));
+      const Vec last = fnma(broadcast(32.0f), broadcast(n[3]), to_float(high[r]));
       const Vec total = fma(factors.third, last, factors.second * first);
       acc[r] = fma(factors.scale * broadcast(n[0]), total, acc[r]);
     }
@@ -71,10 +71,10 @@ STERNA_INLINE void add_group(const uint8_t* codes, const Factors& factors, const
       if constexpr (F::kForm == Form::kPlain) {
         acc[r] = fma(factors.scale * broadcast(n[0]), product, acc[r]);
       } else if constexpr (F::kForm == Form::kZero) {
-        const Vec centred = product - factors.second * broadcast(n[1]);
+        const Vec centred = fnma(factors.second, broadcast(n[1]), product);
         acc[r] = fma(factors.scale * broadcast(n[0]), centred, acc[r]);
       } else {
-        const Vec raised = factors.scale * product - factors.second * broadcast(n[1]);
+        const Vec raised = fnma(factors.second, broadcast(n[1]), factors.scale * product);
         acc[r] = fma(broadcast(n[0]), raised, acc[r]);
       }
     }
@@ -87,7 +87,7 @@ struct UnpackedGroup {
 };
 
 template <class F, int R>
-static void add_groups(const UnpackedGroup* unpacked, int first, int count, const char* const* rows, int depth,
+static __attribute__((noinline)) void add_groups(const UnpackedGroup* unpacked, int first, int count, const char* const* rows, int depth,
                        float (*totals)[kLanes]) {
   const int8_t* a[R];
   const float* numbers[R];
@@ -136,7 +136,7 @@ static void tile_block(const uint8_t* tile, int depth, const char* const* rows, 
 
 // One tile and one row: a group goes straight from the stream of weights into the sum.
 template <class F>
-static void tile_row(const uint8_t* tile, int depth, const char* row, float* total) {
+static __attribute__((noinline)) void tile_row(const uint8_t* tile, int depth, const char* row, float* total) {
   const int8_t* a[1] = {reinterpret_cast<const int8_t*>(row)};
   const float* numbers[1] = {reinterpret_cast<const float*>(row + depth)};
   Vec acc[1] = {broadcast(0.0f)};
@@ -182,7 +182,10 @@ STERNA_INLINE void with_tile(Format format, F f) {
     case Format::kQ4_0: return f(Q4_0Tile{});
     case Format::kQ8_0: return f(Q8_0Tile{});
     case Format::kQ4K: return f(Q4KTile{});
+    case Format::kQ5K: return f(Q5KTile{});
     case Format::kQ6K: return f(Q6KTile{});
+    case Format::kIq4Xs: return f(Iq4XsTile{});
+    case Format::kMxfp4: return f(Mxfp4Tile{});
     default: return;
   }
 }

@@ -22,26 +22,35 @@ struct Factors {
   Vec scale, second, third;
 };
 
-STERNA_INLINE Vec load_bytes(const uint8_t* p) {
+// Bytes to 32-bit lanes. The compiler's own conversion of so short a vector goes through scalar registers.
+STERNA_INLINE UintPart widen_bytes(const uint8_t* p) {
+#if defined(__AVX512F__) && STERNA_PART_BYTES == 64
+  return bits<UintPart>(_mm512_cvtepu8_epi32(load_part<__m128i>(p)));
+#elif defined(__AVX2__) && STERNA_PART_BYTES == 32
+  return bits<UintPart>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
   using Narrow = uint8_t __attribute__((vector_size(kPartLanes)));
+  return __builtin_convertvector(load_part<Narrow>(p), UintPart);
+#endif
+}
+
+STERNA_INLINE Vec load_bytes(const uint8_t* p) {
   return generate([p](int i) STERNA_LAMBDA {
-    return __builtin_convertvector(load_part<Narrow>(p + i * kPartLanes), FloatPart);
+    return __builtin_convertvector(bits<IntPart>(widen_bytes(p + i * kPartLanes)), FloatPart);
   });
 }
 
 STERNA_INLINE Vec load_signed_bytes(const uint8_t* p) {
-  using Narrow = int8_t __attribute__((vector_size(kPartLanes)));
   return generate([p](int i) STERNA_LAMBDA {
-    return __builtin_convertvector(load_part<Narrow>(p + i * kPartLanes), FloatPart);
+    const IntPart raised = bits<IntPart>(widen_bytes(p + i * kPartLanes) << 24) >> 24;
+    return __builtin_convertvector(raised, FloatPart);
   });
 }
 
 // S(c) = (16 + (c & 15)) * 2^((c >> 4) - 19): the code is exponent and leading mantissa bits of a float32.
 STERNA_INLINE Vec load_scale_codes(const uint8_t* p) {
-  using Narrow = uint8_t __attribute__((vector_size(kPartLanes)));
   return generate([p](int i) STERNA_LAMBDA {
-    const UintPart code = __builtin_convertvector(load_part<Narrow>(p + i * kPartLanes), UintPart);
-    return bits<FloatPart>((code << 19) + (112u << 23));
+    return bits<FloatPart>((widen_bytes(p + i * kPartLanes) << 19) + (112u << 23));
   });
 }
 
@@ -73,6 +82,45 @@ STERNA_INLINE void add_high_bits(const uint8_t* high, uint8_t* codes) {
       });
     }
   }
+}
+
+// Adds bit 4 from 64 bytes: bit j of byte [r, i] belongs to column 4j + i.
+STERNA_INLINE void add_fifth_bits(const uint8_t* high, uint8_t* codes) {
+  for (int j = 0; j < 8; ++j) {
+    map_words(codes + 64 * j, codes + 64 * j, 64, [high, j](UintPart w, int i) STERNA_LAMBDA {
+      return w | (((load_part<UintPart>(high + i) >> j) & 0x01010101u) << 4);
+    });
+  }
+}
+
+// Codes of 4 bits that name one of 16 signed levels.
+struct alignas(16) Levels {
+  int8_t value[16];
+};
+
+STERNA_INLINE UintPart look_up(const Levels& levels, UintPart nibbles) {
+#if defined(__AVX512BW__) && STERNA_PART_BYTES == 64
+  const __m512i table = _mm512_broadcast_i32x4(load_part<__m128i>(levels.value));
+  return bits<UintPart>(_mm512_shuffle_epi8(table, bits<__m512i>(nibbles)));
+#elif defined(__AVX2__) && STERNA_PART_BYTES == 32
+  const __m256i table = _mm256_broadcastsi128_si256(load_part<__m128i>(levels.value));
+  return bits<UintPart>(_mm256_shuffle_epi8(table, bits<__m256i>(nibbles)));
+#else
+  uint8_t bytes[STERNA_PART_BYTES];
+  __builtin_memcpy(bytes, &nibbles, sizeof(bytes));
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(levels.value[byte]);
+  return load_part<UintPart>(bytes);
+#endif
+}
+
+STERNA_INLINE void unpack_levels(const uint8_t* packed, const Levels& levels, uint8_t* codes) {
+  constexpr uint32_t kFlip = kSignedOffset ? 0x80808080u : 0u;
+  map_words(packed, codes, 256, [&levels](UintPart w, int) STERNA_LAMBDA {
+    return look_up(levels, w & 0x0f0f0f0fu) ^ kFlip;
+  });
+  map_words(packed, codes + 256, 256, [&levels](UintPart w, int) STERNA_LAMBDA {
+    return look_up(levels, (w >> 4) & 0x0f0f0f0fu) ^ kFlip;
+  });
 }
 
 STERNA_INLINE void copy_signed(const uint8_t* from, uint8_t* codes) {
@@ -169,6 +217,20 @@ struct Q4KTile {
   }
 };
 
+struct Q5KTile {
+  static constexpr Form kForm = Form::kMinimum;
+  static constexpr Codes kCodes = Codes::kFiveBits;
+  static constexpr bool kRowScale = false;
+  STERNA_INLINE void unpack(const uint8_t* tile, int, int g, uint8_t* codes, Factors& factors) {
+    const uint8_t* block = tile + 2880 * (g / 8);
+    const int inner = g % 8;
+    unpack_nibbles(block + 320 + 256 * inner, codes);
+    add_fifth_bits(block + 2368 + 64 * inner, codes);
+    factors.scale = load_halves(block) * load_bytes(block + 64 + 16 * inner);
+    factors.second = load_halves(block + 32) * load_bytes(block + 192 + 16 * inner);
+  }
+};
+
 struct Q6KTile {
   static constexpr Form kForm = Form::kTwoHalves;
   static constexpr Codes kCodes = Codes::kSixBits;
@@ -181,6 +243,38 @@ struct Q6KTile {
     factors.scale = load_halves(block);
     factors.second = load_signed_bytes(block + 32 + 32 * inner);
     factors.third = load_signed_bytes(block + 48 + 32 * inner);
+  }
+};
+
+struct Iq4XsTile {
+  static constexpr Form kForm = kSignedOffset ? Form::kZero : Form::kPlain;
+  static constexpr Codes kCodes = Codes::kSigned;
+  static constexpr bool kRowScale = false;
+  STERNA_INLINE void unpack(const uint8_t* tile, int, int g, uint8_t* codes, Factors& factors) {
+    static constexpr Levels kLevels{{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}};
+    const uint8_t* block = tile + 2208 * (g / 8);
+    const int inner = g % 8;
+    unpack_levels(block + 160 + 256 * inner, kLevels, codes);
+    factors.scale = load_halves(block) * load_signed_bytes(block + 32 + 16 * inner);
+    factors.second = broadcast(static_cast<float>(kSignedOffset));
+  }
+};
+
+struct Mxfp4Tile {
+  static constexpr Form kForm = kSignedOffset ? Form::kZero : Form::kPlain;
+  static constexpr Codes kCodes = Codes::kSigned;
+  static constexpr bool kRowScale = false;
+  STERNA_INLINE void unpack(const uint8_t* tile, int, int g, uint8_t* codes, Factors& factors) {
+    // Twice the values of e2m1, with half the scale: 2^(e - 128).
+    static constexpr Levels kLevels{{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}};
+    const uint8_t* group = tile + 272 * g;
+    unpack_levels(group + 16, kLevels, codes);
+    factors.scale = generate([group](int i) STERNA_LAMBDA {
+      const UintPart e = widen_bytes(group + i * kPartLanes);
+      // Exponents below the smallest normal number: 2^-128 and 2^-127.
+      return bits<FloatPart>(e < 2u ? (e + 1u) << 21 : (e - 1u) << 23);
+    });
+    factors.second = broadcast(static_cast<float>(kSignedOffset));
   }
 };
 

@@ -36,6 +36,7 @@ class ModelBackend:
 
     # Bytes per weight value, or None where weights keep the type they have in the checkpoint.
     weight_itemsize: int | None = None
+    computes_quantized = False
 
     def __init__(self, ops: OpSet) -> None:
         self.ops = ops

@@ -60,9 +60,13 @@ class QuantizingCheckpoint:
             return F32 if self._dequantize else FORMATS[self._recipe.format_of(name)]
         return F32 if self._checkpoint.storage(name)[1] == 4 else BF16
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The official shape of a tensor, without assembling it."""
+        return self._checkpoint.storage(name)[0]
+
     def nbytes(self, name: str) -> int:
         """Exact bytes of a tensor as `tensor` gives it."""
-        return self.format_of(name).nbytes(matrix(self._checkpoint.storage(name)[0]))
+        return self.format_of(name).nbytes(matrix(self.shape(name)))
 
     def tensor(self, name: str) -> TensorView | QuantizedTensor:
         """A tensor by official name."""

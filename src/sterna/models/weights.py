@@ -81,6 +81,7 @@ class WeightLoader:
             dt_bias=self.vector(f"{prefix}.dt_bias"),
             norm=self.vector(f"{prefix}.norm.weight"),
             out_proj=self.linear(f"{prefix}.out_proj"),
+            tiled_value_heads=isinstance(self.checkpoint, GgufCheckpoint) and self.checkpoint.v_head_order == "tiled",
         )
 
     def attention(self, prefix: str) -> AttentionWeights:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sterna import _native
 from sterna.backends.native import NativeOpSet, variants
+from sterna.backends.native.opset import QUANTIZED_FORMATS
 from sterna.backends.numpy.opset import NumpyOps
 from sterna.errors import BackendError
 from sterna.ops.base import SparseMoeWeights
@@ -17,7 +22,9 @@ from sterna.quant.tensor import QuantizedTensor
 from support.odd_model import odd_config
 
 AVAILABLE = [variant["name"] for variant in variants(with_test_only=True) if variant["available"]]
-KERNEL_FORMATS = ("q4", "q4_g64", "q6", "q8", "Q4_0", "Q8_0", "Q4_K", "Q6_K")
+KERNEL_FORMATS = tuple(QUANTIZED_FORMATS)
+# Where formats that we cannot write keep their float16 scale.
+READ_ONLY = {"Q3_K": 108, "IQ4_XS": 0}
 # Rows beyond whole tiles; 24 groups are one chunk of unpacked groups and half of another.
 SHAPES = ((1, 256), (16, 512), (33, 768))
 ROW_COUNTS = (2, 5, 6, 7, 13, 97, 131)
@@ -43,6 +50,12 @@ def activations(k: int) -> np.ndarray:
 def quantized(form: str, shape: tuple[int, ...]) -> QuantizedTensor:
     """Heavy-tailed weights in a format."""
     rng = np.random.default_rng(len(form) + sum(shape))
+    if form in READ_ONLY:
+        data = rng.integers(0, 256, FORMATS[form].nbytes(shape)).astype(np.uint8)
+        blocks, at = data.reshape(-1, FORMATS[form].block_bytes), READ_ONLY[form]
+        scales = rng.lognormal(-4, 1, (len(blocks), 1)).astype(np.float16)
+        blocks[:, at : at + 2] = scales.view(np.uint8)
+        return QuantizedTensor("w", FORMATS[form], shape, data)
     weights = rng.standard_t(4, shape).astype(np.float32)
     return QuantizedTensor("w", FORMATS[form], shape, FORMATS[form].quantize(weights))
 
@@ -100,6 +113,19 @@ def test_largest_codes_and_activations_do_not_saturate(ops: NativeOpSet, form: s
     assert close(got, rounded(x) @ decoded.T, np.abs(x) @ np.abs(decoded).T)
 
 
+def test_mapped_tiles_are_used_where_they_lie(ops: NativeOpSet, tmp_path: Path) -> None:
+    weight, x = quantized("q4", (33, 768)), activations(768)[:3]
+    (tmp_path / "tiles").write_bytes(weight.data.tobytes())
+    with (tmp_path / "tiles").open("rb") as file:
+        mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    packed = ops.pack_linear(QuantizedTensor("w", weight.format, weight.shape, mapped))
+    references = sys.getrefcount(mapped)
+    expected = ops.to_numpy(ops.linear(ops.tensor(x), ops.pack_linear(weight)))
+    assert np.array_equal(ops.to_numpy(ops.linear(ops.tensor(x), packed)), expected)
+    del packed
+    assert sys.getrefcount(mapped) < references
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_reach_the_output(ops: NativeOpSet, bad: float) -> None:
     x = activations(256)[:3].copy()
@@ -142,10 +168,10 @@ def test_sparse_moe_with_formats_that_differ(ops: NativeOpSet, up: str, down: st
 
 def test_a_format_without_kernels_and_wrong_sizes_are_refused() -> None:
     ops = NativeOpSet(variant="generic")
-    other = QuantizedTensor("w", FORMATS["Q3_K"], (2, 256), np.zeros(220, np.uint8))
-    with pytest.raises(BackendError, match="no kernels for Q3_K"):
+    other = QuantizedTensor("w", replace(FORMATS["Q3_K"], name="Q2_K"), (2, 256), np.zeros(220, np.uint8))
+    with pytest.raises(BackendError, match="no kernels for Q2_K"):
         ops.pack_linear(other)
     whole = quantized("q4", (16, 256))
     cut = QuantizedTensor("w", whole.format, whole.shape, whole.data[:-1])
-    with pytest.raises(ValueError, match="bytes of a quantised matrix"):
+    with pytest.raises(ValueError, match="bytes of a quantised tensor"):
         ops.pack_linear(cut)

@@ -6,6 +6,7 @@ the bits are those of one kernel variant and one KV type.
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import replace
 from typing import Literal
 
@@ -21,15 +22,15 @@ from sterna.ops.bfloat16 import to_float32
 from sterna.quant.tensor import QuantizedTensor
 
 KvDtype = Literal["bfloat16", "float32"]
-# Formats with kernels of their own: int8 activations, integer sums per group.
-QUANTIZED_FORMATS = ("q4", "q4_g64", "q6", "q8", "Q4_0", "Q8_0", "Q4_K", "Q6_K")
+# Formats with kernels (int8 activations, integer sums per group): columns of a block, and bytes that one takes in tiles.
+QUANTIZED_FORMATS = {name: (block, size) for name, block, size in _native.quantized_types()}
 # The width of the key and value panels in a KV block.
 BLOCK_MULTIPLE = 16
 
 
 class NativeOpSet:
     """Weights in their storage type, packed once: float32, float16 and bfloat16 with float activations, `QUANTIZED_FORMATS`
-    with activations rounded to int8 per token and group of 32.
+    with activations rounded to int8 per token and group of 32. Memory-mapped tensors of our own formats are not copied.
 
     ``variant`` as in `choose_variant`. Keys and values are rounded to ``kv_dtype`` before any row reads them.
     ``num_threads`` is a setting of the whole process; results do not depend on it.
@@ -55,7 +56,9 @@ class NativeOpSet:
     def pack_linear(self, weight: np.ndarray | QuantizedTensor) -> _native.Matrix:
         if isinstance(weight, QuantizedTensor):
             rows, columns = weight.shape
-            return self._ops.pack_quantized(_kernel_format(weight), weight.data, rows, columns)
+            return self._ops.pack_quantized(
+                weight.data, format=_kernel_format(weight), rows=rows, columns=columns, borrow=_is_mapped(weight.data)
+            )
         return self._ops.pack_linear(np.ascontiguousarray(weight))
 
     def pack_experts(
@@ -64,13 +67,14 @@ class NativeOpSet:
         if isinstance(gate_up_proj, QuantizedTensor) and isinstance(down_proj, QuantizedTensor):
             count, hidden, width = down_proj.shape
             return self._ops.pack_quantized_experts(
-                _kernel_format(gate_up_proj),
                 gate_up_proj.data,
-                _kernel_format(down_proj),
                 down_proj.data,
+                format=_kernel_format(gate_up_proj),
+                down_format=_kernel_format(down_proj),
                 count=count,
                 hidden=hidden,
                 width=width,
+                borrow=_is_mapped(gate_up_proj.data) and _is_mapped(down_proj.data),
             )
         if isinstance(gate_up_proj, QuantizedTensor) or isinstance(down_proj, QuantizedTensor):
             raise BackendError("gate_up_proj and down_proj of the experts must both be quantised or both not")
@@ -133,6 +137,7 @@ class NativeOpSet:
             weights.dt_bias,
             weights.norm,
             weights.out_proj,
+            weights.tiled_value_heads,
             state,
             context.device,
             config.linear_num_key_heads,
@@ -216,6 +221,14 @@ class NativeOpSet:
 
     def copy_kv(self, kv_cache: _native.KvCache, source: int, target: int) -> None:
         kv_cache.copy(source, target)
+
+
+def _is_mapped(data: np.ndarray) -> bool:
+    """Whether an array is memory-mapped from a file; such tiles are used where they lie, other arrays are copied."""
+    base: object = data
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)
 
 
 def _kernel_format(tensor: QuantizedTensor) -> str:
