@@ -19,10 +19,12 @@ from weakref import WeakValueDictionary
 
 from sterna.backends.base import Backend
 from sterna.chat.format import ChatFormat
+from sterna.chat.gguf_tokenizer import chat_format as gguf_chat_format
 from sterna.chat.messages import ChatEvent, ChatRequest
 from sterna.chat.stop_strings import StopStringMatcher
-from sterna.checkpoint import Checkpoint
-from sterna.config import EngineConfig, read_model_config
+from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
+from sterna.checkpoint.opening import open_checkpoint
+from sterna.config import EngineConfig
 from sterna.engine.engine import Engine
 from sterna.errors import BackendError
 from sterna.locate import locate_model, make_backend
@@ -98,18 +100,28 @@ class LLM:
 
     @classmethod
     def load(
-        cls, model: Path | None = None, *, backend: str = "auto", engine_config: EngineConfig | None = None
+        cls,
+        model: Path | None = None,
+        *,
+        backend: str = "auto",
+        recipe: str | None = None,
+        engine_config: EngineConfig | None = None,
     ) -> Self:
-        """Load a checkpoint directory, by default the one `locate_model` finds; says on standard error which.
+        """Load a checkpoint directory or a GGUF file, by default what `locate_model` finds; says on standard error which.
 
+        ``recipe`` quantises the matrices of a directory while it is loaded.
         Raises `CheckpointError`, `ConfigError`, `TokenizerError`, `TemplateError`, `BackendError`, `OutOfMemoryError`.
         """
         located = locate_model(model)
         chosen, why = make_backend(backend)
-        print(f"model: {located.description}, {why}", file=sys.stderr)
-        config = read_model_config(located.directory)
-        chosen.load(Checkpoint(located.directory, config), config)
-        chat_format = ChatFormat.load(located.directory)
+        quantized = f", recipe {recipe}" if recipe else ""
+        print(f"model: {located.description}, {why}{quantized}", file=sys.stderr)
+        checkpoint, config = open_checkpoint(located.path, recipe=recipe, quantized=chosen.computes_quantized)
+        chosen.load(checkpoint, config)
+        if isinstance(checkpoint, GgufCheckpoint):
+            chat_format = gguf_chat_format(checkpoint)
+        else:
+            chat_format = ChatFormat.load(located.path)
         engine_config = engine_config or EngineConfig()
         if engine_config.max_model_len is None:
             length = min(DEFAULT_MAX_MODEL_LEN, config.text.max_position_embeddings)

@@ -9,6 +9,7 @@ from pathlib import Path
 import sterna
 from sterna import env
 from sterna.backends.base import Backend
+from sterna.checkpoint.opening import is_gguf
 from sterna.errors import BackendError, CheckpointError, UsageError
 
 BACKENDS = {
@@ -21,9 +22,9 @@ STERNULA_DIRECTORY = Path(sterna.__file__).parent / "data" / "sternula"
 
 @dataclass(frozen=True, slots=True)
 class LocatedModel:
-    """A checkpoint directory, a short name for it and the words that say how it was found."""
+    """A checkpoint directory or GGUF file, a short name for it and the words that say how it was found."""
 
-    directory: Path
+    path: Path
     name: str
     description: str
 
@@ -47,13 +48,15 @@ def locate_model(model: Path | None = None) -> LocatedModel:
     )
 
 
-def _given(directory: Path, why: str) -> LocatedModel:
-    if not (directory / "config.json").is_file():
+def _given(path: Path, why: str) -> LocatedModel:
+    if is_gguf(path) and path.is_file():
+        return LocatedModel(path, path.resolve().stem, f"{path} ({why})")
+    if not (path / "config.json").is_file():
         raise CheckpointError(
-            f"{directory} is not a checkpoint, it has no config.json",
-            hint="give the directory that holds config.json and the *.safetensors files",
+            f"{path} is not a checkpoint, it has no config.json",
+            hint="give the directory that holds config.json and the *.safetensors files, or a .gguf file",
         )
-    return LocatedModel(directory, directory.resolve().name, f"{directory} ({why})")
+    return LocatedModel(path, path.resolve().name, f"{path} ({why})")
 
 
 def make_backend(name: str = "auto", *, float32_cache: bool = False) -> tuple[Backend, str]:

@@ -11,10 +11,12 @@ import numpy as np
 
 from sterna.backends.base import Batch, DraftBatch, Logits, MemoryPlan, SampledToken, SampleRow
 from sterna.backends.planner import plan_memory
-from sterna.checkpoint import Checkpoint
+from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
+from sterna.checkpoint.quantizing import QuantizingCheckpoint
 from sterna.config import EngineConfig, ModelConfig
 from sterna.errors import BackendError
 from sterna.models.qwen3_5_moe import Caches, ModelLogits, ModelPass, Qwen35MoeModel
+from sterna.models.weights import AnyCheckpoint
 from sterna.ops.base import OpSet
 from sterna.ops.sampling import sample
 
@@ -34,6 +36,7 @@ class ModelBackend:
 
     # Bytes per weight value, or None where weights keep the type they have in the checkpoint.
     weight_itemsize: int | None = None
+    computes_quantized = False
 
     def __init__(self, ops: OpSet) -> None:
         self.ops = ops
@@ -62,14 +65,16 @@ class ModelBackend:
             raise BackendError(f"the backend {self.name} holds no model", hint="call load first")
         return self._model
 
-    def load(self, checkpoint: Checkpoint, config: ModelConfig) -> None:
+    def load(self, checkpoint: AnyCheckpoint, config: ModelConfig) -> None:
         """Take the weights of a checkpoint; text and, if present, the multi-token prediction head."""
         self._model = Qwen35MoeModel(self.ops, checkpoint, config)
         self._config = config
         self._weight_bytes = sum(self._bytes_of(checkpoint, name) for name in checkpoint.names("text", "mtp"))
         self._weights_digest = checkpoint.fingerprint()
 
-    def _bytes_of(self, checkpoint: Checkpoint, name: str) -> int:
+    def _bytes_of(self, checkpoint: AnyCheckpoint, name: str) -> int:
+        if isinstance(checkpoint, QuantizingCheckpoint | GgufCheckpoint):
+            return checkpoint.nbytes(name)
         shape, itemsize = checkpoint.storage(name)
         return math.prod(shape) * (self.weight_itemsize or itemsize)
 

@@ -103,6 +103,26 @@ class GgufCheckpoint:
             raise CheckpointError(f"tensor {name} is stored as {form.name}, which has no whole bytes per value")
         return self._expected[name].shape, form.block_bytes if form.name in FLOATS else 4
 
+    def format_of(self, name: str) -> Format:
+        """The format in which `tensor` gives a tensor, without assembling it."""
+        rule, forms = self._sources[name].rule, {part.tensor.format for part in self._parts[name]}
+        if rule in (Rule.NORM, Rule.A_LOG) or len(forms) > 1:
+            return F32
+        form = forms.pop()
+        split = (
+            rule is Rule.V_COLUMNS and self._moves_heads and self.config.text.linear_value_head_dim % form.block_size
+        )
+        return F32 if split or (self.dequantize and form.name not in FLOATS) else form
+
+    def nbytes(self, name: str) -> int:
+        """Exact bytes of a tensor as `tensor` gives it."""
+        return self.format_of(name).nbytes(self._expected[name].shape)
+
+    @property
+    def _moves_heads(self) -> bool:
+        order = gguf_names.tiled_to_grouped(self.config.text)
+        return self.v_head_order == "grouped" and list(order) != list(range(len(order)))
+
     def tokenizer(self) -> GgufTokenizer | None:
         """The stored tokenizer and chat template, or ``None``."""
         return read_tokenizer(self.metadata, where=str(self.path))

@@ -28,11 +28,15 @@ Subparsers = Any
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """``--model``, ``--backend``, ``--max-model-len``."""
+    """``--model``, ``--recipe``, ``--backend``, ``--max-model-len``."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", type=Path, metavar="DIR", help="checkpoint directory (default: the newest pulled one, else Sternula)"
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint directory or GGUF file (default: the newest pulled one, else Sternula)",
     )
+    add_recipe_flag(group)
     group.add_argument(
         "--backend",
         choices=("auto", "native", "torch", "numpy"),
@@ -43,6 +47,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help="longest context in tokens (default: 32768, or less where the model ends earlier)",
+    )
+
+
+def add_recipe_flag(group: Any) -> None:
+    """``--recipe``."""
+    group.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="quantise a checkpoint directory while it is loaded: q8, q4 or q4-small (default: as it is stored)",
     )
 
 
@@ -83,7 +96,8 @@ def load_llm(args: argparse.Namespace) -> LLM:
     from sterna.llm import LLM
 
     config = EngineConfig(max_model_len=args.max_model_len)
-    return LLM.load(args.model, backend=args.backend or env.get("STERNA_BACKEND"), engine_config=config)
+    backend = args.backend or env.get("STERNA_BACKEND")
+    return LLM.load(args.model, backend=backend, recipe=args.recipe, engine_config=config)
 
 
 def chat_request(args: argparse.Namespace, messages: Sequence[Message]) -> ChatRequest:
