@@ -44,7 +44,10 @@ REFUSED = (CheckpointError, ConfigError)
 SETTINGS = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # Every metadata type by number: `struct` letter and the range of values.
-INTEGERS = {0: ("B", 0, 8), 1: ("b", 1, 8), 2: ("H", 0, 16), 3: ("h", 1, 16), 4: ("I", 0, 32), 5: ("i", 1, 32), 10: ("Q", 0, 64), 11: ("q", 1, 64)}  # fmt: skip
+INTEGERS = {
+    0: ("B", 0, 8), 1: ("b", 1, 8), 2: ("H", 0, 16), 3: ("h", 1, 16),
+    4: ("I", 0, 32), 5: ("i", 1, 32), 10: ("Q", 0, 64), 11: ("q", 1, 64),
+}  # fmt: skip
 
 
 def string(data: bytes) -> bytes:

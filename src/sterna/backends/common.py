@@ -12,6 +12,7 @@ import numpy as np
 from sterna.backends.base import Batch, DraftBatch, Logits, MemoryPlan, SampledToken, SampleRow
 from sterna.backends.planner import plan_memory
 from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
+from sterna.checkpoint.packed_checkpoint import PackedCheckpoint
 from sterna.checkpoint.quantizing import QuantizingCheckpoint
 from sterna.config import EngineConfig, ModelConfig
 from sterna.errors import BackendError
@@ -73,7 +74,7 @@ class ModelBackend:
         self._weights_digest = checkpoint.fingerprint()
 
     def _bytes_of(self, checkpoint: AnyCheckpoint, name: str) -> int:
-        if isinstance(checkpoint, QuantizingCheckpoint | GgufCheckpoint):
+        if isinstance(checkpoint, QuantizingCheckpoint | GgufCheckpoint | PackedCheckpoint):
             return checkpoint.nbytes(name)
         shape, itemsize = checkpoint.storage(name)
         return math.prod(shape) * (self.weight_itemsize or itemsize)

@@ -1,4 +1,4 @@
-"""From what a user names, a directory or a GGUF file, to a checkpoint that a backend can load."""
+"""From what a user names, a directory (packed or not) or a GGUF file, to a checkpoint that a backend can load."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from pathlib import Path
 
 from sterna.checkpoint.checkpoint import Checkpoint
 from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
+from sterna.checkpoint.packed_checkpoint import PackedCheckpoint, is_packed
 from sterna.checkpoint.quantizing import QuantizingCheckpoint
 from sterna.config import ModelConfig, read_model_config
 from sterna.errors import UsageError
 
 GGUF_SUFFIX = ".gguf"
-LoadableCheckpoint = Checkpoint | GgufCheckpoint | QuantizingCheckpoint
+LoadableCheckpoint = Checkpoint | GgufCheckpoint | PackedCheckpoint | QuantizingCheckpoint
 
 
 def is_gguf(path: Path) -> bool:
@@ -27,18 +28,20 @@ def open_checkpoint(
     ``recipe`` (see `sterna.quant.recipes`) quantises a directory's matrices while they are read. ``quantized`` says whether
     the backend computes with quantised formats and value heads in stored order; another one gets their exact values as F32.
 
-    Raises `UsageError` for a recipe with a GGUF file, which has its formats already, and for an unknown recipe.
+    Raises `UsageError` for a recipe with a GGUF file or a packed directory, which have their formats already, and for an unknown recipe.
     """
+    if recipe is not None and (is_gguf(path) or is_packed(path)):
+        raise UsageError(
+            f"{path} is quantised as its file says, recipe {recipe!r} is for checkpoint directories only",
+            hint="leave --recipe out",
+        )
     if is_gguf(path):
-        if recipe is not None:
-            raise UsageError(
-                f"{path} is quantised as its file says, recipe {recipe!r} is for checkpoint directories only",
-                hint="leave --recipe out",
-            )
         order = "tiled" if quantized else "grouped"
         file = GgufCheckpoint(path, v_head_order=order, dequantize=not quantized)
         return file, file.config
     config = read_model_config(path)
+    if is_packed(path):
+        return PackedCheckpoint(path, config, dequantize=not quantized), config
     plain = Checkpoint(path, config)
     if recipe is None:
         return plain, config

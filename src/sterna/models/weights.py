@@ -8,12 +8,13 @@ import numpy as np
 
 from sterna.checkpoint import Checkpoint
 from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
+from sterna.checkpoint.packed_checkpoint import PackedCheckpoint
 from sterna.checkpoint.quantizing import QuantizingCheckpoint
 from sterna.config import TextConfig
 from sterna.ops.base import AttentionWeights, GatedDeltaNetWeights, OpSet, SparseMoeWeights, Tensor, Weight
 from sterna.quant.tensor import QuantizedTensor
 
-AnyCheckpoint = Checkpoint | GgufCheckpoint | QuantizingCheckpoint
+AnyCheckpoint = Checkpoint | GgufCheckpoint | PackedCheckpoint | QuantizingCheckpoint
 
 
 @dataclass(slots=True)
