@@ -9,7 +9,6 @@ Flags are the best found: passes of up to 2,048 tokens, no repacking for llama.c
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib
 import json
 import re

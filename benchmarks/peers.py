@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.random_gguf import MIXES, official, write_random
+
 from sterna.backends.native.roofline import measure_roofline
 from sterna.bench.cost import TokenCost, token_cost
 from sterna.bench.machine import describe_machine

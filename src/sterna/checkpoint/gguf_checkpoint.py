@@ -26,6 +26,7 @@ FLOATS = ("F32", "F16", "BF16")
 V_HEAD_ORDERS = ("grouped", "tiled")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _SAMPLE_BYTES = 4096
+MAX_SHARDS = 99_999
 _QKV_PROJECTIONS = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 
 View = TensorView | QuantizedTensor
@@ -218,10 +219,12 @@ class GgufCheckpoint:
 def _open_shards(path: Path) -> list[GgufFile]:
     first = GgufFile(path)
     count = first.metadata.get("split.count", 1)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_SHARDS:
+        raise CheckpointError(f"{path} has split.count {str(count)[:50]!r}, allowed is 0 to {MAX_SHARDS}")
     if count in (0, 1):
         return [first]
     match = _SHARD.fullmatch(path.name)
-    if match is None or not isinstance(count, int) or int(match[3]) != count or int(match[2]) != 1:
+    if match is None or int(match[3]) != count or int(match[2]) != 1:
         raise CheckpointError(
             f"{path} is one of {count} shards",
             hint="give the first shard under its original name, …-00001-of-000NN.gguf",
