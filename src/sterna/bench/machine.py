@@ -34,10 +34,10 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def peak_memory_bytes() -> int | None:
-    """The largest resident size of this process so far; ``None`` where the system does not tell."""
+def resident_bytes() -> int:
+    """Memory of this process that is in use now, mapped files included; 0 where the system does not tell."""
     try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        found = re.search(r"^VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
+        return 0
+    return int(found[1]) * 1024 if found else 0

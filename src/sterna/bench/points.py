@@ -12,6 +12,7 @@ import numpy as np
 
 from sterna.backends.base import Backend, Batch
 from sterna.bench.cost import SizedCheckpoint, prefill_products, token_cost
+from sterna.bench.machine import resident_bytes
 from sterna.bench.roofline import Roofline
 from sterna.config import EngineConfig, ModelConfig
 
@@ -56,6 +57,8 @@ class PointRunner:
         limits: Callable[[], Roofline],
     ) -> None:
         self.backend, self.checkpoint, self.config, self.plan, self.limits = backend, checkpoint, config, plan, limits
+        # The largest resident size after a measurement; what the limits take is gone by then.
+        self.peak_memory_bytes = 0
         self.blocks = -(-plan.longest // BLOCK_SIZE)
         self.ids = np.random.default_rng(0).integers(0, config.text.vocab_size, plan.longest).astype(np.int32)
         backend.allocate(_memory(backend, self.blocks, plan.chunk))
@@ -68,6 +71,7 @@ class PointRunner:
         start = self.plan.prefill_depth
         before = self.limits()
         times = [self._prefill_seconds(start, tokens) for _ in range(1 + self.plan.repeats)][1:]
+        self.peak_memory_bytes = max(self.peak_memory_bytes, resident_bytes())
         limits = before.mean(self.limits())
         seconds = statistics.median(times)
         products = prefill_products(self.config, self.checkpoint, start=start, tokens=tokens)
@@ -91,6 +95,7 @@ class PointRunner:
             start = time.perf_counter()
             self._pass(depth + i, 1)
             times.append(time.perf_counter() - start)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, resident_bytes())
         limits = before.mean(self.limits())
         times = times[WARM_UP_TOKENS:]
         seconds = statistics.median(times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -44,22 +45,18 @@ class Roofline:
         return Roofline((self.read_bytes_per_second + other.read_bytes_per_second) / 2, peak, self.peak_kind)
 
 
-def measure_host(
-    threads: int, *, read_bytes: int = READ_BYTES, repeats: int = 3, peak: float | None = None
-) -> Roofline:
-    """With numpy alone: float32 multiply-adds, and reading. ``peak`` is taken as it is, to measure the bandwidth only."""
-    data = np.ones(read_bytes // 8 // threads * threads, np.uint64)
+def measure_host(threads: int, *, peak: float, repeats: int = 3) -> Roofline:
+    """The bandwidth, measured with numpy alone, beside a given `float_peak`."""
+    data = np.ones(READ_BYTES // 8 // threads * threads, np.uint64)
     parts = np.split(data, threads)
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(np.bitwise_or.reduce, parts))
         rates = [data.nbytes / _seconds(partial(_run_all, pool, parts)) for _ in range(repeats)]
-    return Roofline(statistics.median(rates), float_peak(threads) if peak is None else peak, "float32")
+    return Roofline(statistics.median(rates), peak, "float32")
 
 
 def float_peak(threads: int) -> float:
     """Float32 multiply-adds per second of so many processes with one thread each, by numpy's matrix product."""
-    import os
-
     environment = {**os.environ, **_ONE_THREAD}
     command = [sys.executable, "-c", _FLOAT_PEAK]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for _ in range(threads)]

@@ -65,7 +65,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from sterna.bench.machine import describe_machine, peak_memory_bytes
+    from sterna.bench.machine import describe_machine
     from sterna.bench.points import PointPlan, PointRunner
     from sterna.locate import make_backend
 
@@ -82,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
         repeats=args.repeat,
         chunk=args.chunk,
     )
+    longest = model.config.text.max_position_embeddings
+    if plan.longest > longest:
+        raise UsageError(f"--prefill and --decode-depth reach {plan.longest:,} tokens, the context is {longest:,}")
     machine = describe_machine()
     limits = _limits(args, backend, model)
     roof = limits()
@@ -99,12 +102,12 @@ def run(args: argparse.Namespace) -> int:
         for value in values:
             points.append(measure(value))
             _say_point(args, points[-1])
-    result |= {"points": points, "peak_memory_bytes": peak_memory_bytes()}
+    result |= {"points": points, "peak_memory_bytes": runner.peak_memory_bytes}
     backend.close()
     if args.json:
         print(json.dumps(result))
     else:
-        print(f"load {result['load_seconds']} s, peak memory {(result['peak_memory_bytes'] or 0) / GB:.2f} GB")
+        print(f"load {result['load_seconds']} s, peak memory {result['peak_memory_bytes'] / GB:.2f} GB")
     return 0
 
 
@@ -126,6 +129,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.layers and not args.preset:
         raise UsageError("--layers is for --preset; a checkpoint has the layers it has")
+    if 0 in args.prefill:
+        raise UsageError("--prefill is 0, allowed is 1 or more")
     if args.prefill_depth < 0:
         raise UsageError(f"--prefill-depth is {args.prefill_depth}, allowed is 0 or more")
 
@@ -174,27 +179,26 @@ def _check_memory(model: _Model) -> None:
 
 def _limits(args: argparse.Namespace, backend: Backend, model: _Model) -> Callable[[], Roofline]:
     """A function that measures the limits again: integers where most of the weights are quantised and the kernels use them."""
-    from sterna.bench.roofline import Roofline, measure_host
+    from sterna.bench import roofline
 
-    if getattr(backend, "name", "") != "native":
-        threads = args.threads or len(os.sched_getaffinity(0))
-        peak = measure_host(threads, repeats=1).peak
-        return lambda: measure_host(threads, peak=peak)
-    from sterna.backends.native.roofline import measure_roofline
-    from sterna.bench.roofline import float_peak
-
-    first = measure_roofline(num_threads=args.threads)
     quantized = _mostly_quantized(model)
-    peak = None if quantized else float_peak(first.threads)
+    floats: list[float] = []
 
-    def measure() -> Roofline:
-        found = measure_roofline(num_threads=args.threads, repeats=3)
-        integers = found.products_per_second or None
-        return Roofline(
-            found.read_bytes_per_second, integers if quantized else peak, "int8" if quantized else "float32"
-        )
+    def measure_native() -> Roofline:
+        from sterna.backends.native.roofline import measure_roofline
 
-    return measure
+        found = measure_roofline(num_threads=args.threads, repeats=3, read_bytes=roofline.READ_BYTES)
+        if quantized:
+            return roofline.Roofline(found.read_bytes_per_second, found.products_per_second or None, "int8")
+        floats[:] = floats or [roofline.float_peak(found.threads)]
+        return roofline.Roofline(found.read_bytes_per_second, floats[0], "float32")
+
+    def measure_other() -> Roofline:
+        threads = args.threads or len(os.sched_getaffinity(0))
+        floats[:] = floats or [roofline.float_peak(threads)]
+        return roofline.measure_host(threads, peak=floats[0])
+
+    return measure_native if getattr(backend, "name", "") == "native" else measure_other
 
 
 def _mostly_quantized(model: _Model) -> bool:
