@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     limits = _limits(args, backend, model)
     roof = limits()
     machine["backend"] = why
-    result = {"machine": machine, "roofline": _roofline(roof), "model": _model(args, model, plan, roof)}
+    result: dict[str, Any] = {"machine": machine, "roofline": _roofline(roof), "model": _model(args, model, plan, roof)}
     _say_limits(args, result)
     start = time.perf_counter()
     _check_memory(model)
