@@ -1,9 +1,10 @@
-"""One measurement of llama.cpp or ik_llama.cpp over its C interface; called by `benchmarks/peers.py` with the peers' Python.
+"""llama.cpp or ik_llama.cpp over its C interface, kept loaded; started by `benchmarks/peers.py` with the peers' Python.
 
-    python benchmarks/peer_runner.py llama|ik MODEL.gguf prefill|decode --tokens N --depth D --repeats R --threads T
+    python benchmarks/peer_runner.py llama|ik MODEL.gguf --context N --threads T
 
-Prints one line of JSON: ``seconds``, a list (one per prefill, or one per decoded token), ``load_seconds``, ``peak_bytes``.
-Flags are the best found: passes of up to 2,048 tokens, no repacking for llama.cpp, repacking for ik_llama.cpp.
+Reads one request per line, ``{"kind": "prefill"|"decode", "tokens": N, "depth": D}``, and answers with one line of JSON:
+``seconds`` (of the whole prefill, or one per decoded token) and ``peak_bytes``. The first line is an answer too, with
+``load_seconds``. Flags are the best found: passes of up to 2,048 tokens, no repacking for llama.cpp, repacking for ik_llama.cpp.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import importlib
 import json
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -78,27 +80,37 @@ class Engine:
         return batch
 
 
-def prefills(engine: Engine, ids: np.ndarray, *, tokens: int, depth: int, repeats: int) -> list[float]:
-    seconds = []
-    for _ in range(1 + repeats):
-        engine.clear()
+class Runner:
+    """Requests against one engine. Decoding goes on from where the last request at the same depth ended."""
+
+    def __init__(self, engine: Engine, context: int) -> None:
+        self.engine, self.context = engine, context
+        self.ids = np.random.default_rng(0).integers(0, engine.width, context)
+        self.depth, self.position = -1, 0
+
+    def prefill(self, tokens: int, depth: int) -> list[float]:
+        self._go_to(depth)
+        self.depth = -1
+        start = time.perf_counter()
+        self.engine.run(self.ids[depth : depth + tokens], depth)
+        return [time.perf_counter() - start]
+
+    def decode(self, tokens: int, depth: int) -> list[float]:
+        if self.depth != depth or self.position + WARM_UP + tokens > self.context:
+            self._go_to(depth)
+        seconds = []
+        for _ in range(WARM_UP + tokens):
+            start = time.perf_counter()
+            self.engine.run(self.ids[self.position : self.position + 1], self.position)
+            seconds.append(time.perf_counter() - start)
+            self.position += 1
+        return seconds[WARM_UP:]
+
+    def _go_to(self, depth: int) -> None:
+        self.engine.clear()
         if depth:
-            engine.run(ids[:depth], 0)
-        start = time.perf_counter()
-        engine.run(ids[depth : depth + tokens], depth)
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]
-
-
-def decoded(engine: Engine, ids: np.ndarray, *, tokens: int, depth: int) -> list[float]:
-    if depth:
-        engine.run(ids[:depth], 0)
-    seconds = []
-    for i in range(WARM_UP + tokens):
-        start = time.perf_counter()
-        engine.run(ids[depth + i : depth + i + 1], depth + i)
-        seconds.append(time.perf_counter() - start)
-    return seconds[WARM_UP:]
+            self.engine.run(self.ids[:depth], 0)
+        self.depth = self.position = depth
 
 
 def peak_bytes() -> int:
@@ -110,22 +122,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", choices=("llama", "ik"))
     parser.add_argument("model")
-    parser.add_argument("kind", choices=("prefill", "decode"))
-    parser.add_argument("--tokens", type=int, required=True)
-    parser.add_argument("--depth", type=int, default=0)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--context", type=int, required=True)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    total = args.depth + args.tokens + WARM_UP
     start = time.perf_counter()
-    engine = Engine(args.engine, args.model, context=total, threads=args.threads)
-    load = time.perf_counter() - start
-    ids = np.random.default_rng(0).integers(0, engine.width, total)
-    if args.kind == "prefill":
-        seconds = prefills(engine, ids, tokens=args.tokens, depth=args.depth, repeats=args.repeats)
-    else:
-        seconds = decoded(engine, ids, tokens=args.tokens, depth=args.depth)
-    print(json.dumps({"seconds": seconds, "load_seconds": load, "peak_bytes": peak_bytes()}))
+    engine = Engine(args.engine, args.model, context=args.context, threads=args.threads)
+    print(json.dumps({"load_seconds": time.perf_counter() - start}), flush=True)
+    runner = Runner(engine, args.context)
+    for line in sys.stdin:
+        request = json.loads(line)
+        measure = {"prefill": runner.prefill, "decode": runner.decode}[request["kind"]]
+        print(
+            json.dumps({"seconds": measure(request["tokens"], request["depth"]), "peak_bytes": peak_bytes()}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

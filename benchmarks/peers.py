@@ -1,10 +1,11 @@
 """Sterna beside llama.cpp and ik_llama.cpp: the same GGUF file, in turns, the machine's bandwidth measured beside every turn.
 
     python -m benchmarks.peers --peer PYTHON [--layers 8] [--mix Q4_K_M|Q4_0|Q8_0] [--prefill 512,2048] [--decode 0,4096]
-        [--rounds 3] [--engines sterna,ik,llama] [--also-recipe q4] [--folder DIR] [--json]
+        [--rounds 5] [--engines sterna,ik,llama] [--also-recipe q4] [--folder DIR] [--json]
 
 PYTHON is an interpreter with llama-cpp-python and ik-llama-cpp-python, built natively. The file has the official shape with random
-weights. Ratios pair turns of the same round; their median and range are printed. --also-recipe measures Sterna's own format of
+weights. All engines stay loaded (memory for each of them is needed) and take turns. Ratios pair turns of the same round; their median
+and range are printed. --also-recipe measures Sterna's own format of
 the same shape as well. A busy machine is said and not corrected for: engines that wait in a loop suffer most from it.
 """
 
@@ -29,7 +30,8 @@ from sterna.bench.machine import describe_machine
 from sterna.checkpoint.opening import open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-CHUNK = 2048
+RUNNER = ROOT / "benchmarks" / "peer_runner.py"
+READ_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,54 +47,68 @@ class Point:
         return f"prefill {self.tokens}" if self.kind == "prefill" else f"decode at {self.depth}"
 
 
-def run(command: Sequence[object]) -> dict[str, Any]:
-    """The JSON on the last line of a command's output."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=ROOT)
-    if done.returncode:
-        raise SystemExit(f"error: {command[2]} failed\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+class Worker:
+    """One engine in a process of its own that stays loaded and waits for its turn."""
+
+    def __init__(self, command: Sequence[object], log: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        self._log = log
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                env=environment, cwd=ROOT,
+            )  # fmt: skip
+        self.load_seconds = float(self._answer()["load_seconds"])
+
+    def measure(self, point: Point) -> dict[str, Any]:
+        """Median tokens per second of one turn, and the memory in use."""
+        assert self._process.stdin is not None
+        request = {"kind": point.kind, "tokens": point.tokens, "depth": point.depth}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        found = self._answer()
+        speed = (point.tokens if point.kind == "prefill" else 1) / statistics.median(found["seconds"])
+        return {"tok_s": speed, "peak_bytes": found["peak_bytes"]}
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"error: an engine ended, see {self._log}\n{self._log.read_text()[-2000:]}")
+        found: dict[str, Any] = json.loads(line)
+        return found
 
 
-def peer(args: argparse.Namespace, engine: str, model: Path, point: Point) -> dict[str, Any]:
-    """Tokens per second of one of the peers."""
-    command: list[object] = [args.peer, ROOT / "benchmarks" / "peer_runner.py", engine, model, point.kind]
-    command += ["--tokens", point.tokens, "--depth", point.depth, "--repeats", args.repeats, "--threads", args.threads]
-    found = run(command)
-    seconds = statistics.median(found["seconds"])
-    speed = (point.tokens if point.kind == "prefill" else 1) / seconds
-    return {"tok_s": speed, "load_seconds": found["load_seconds"], "peak_bytes": found["peak_bytes"]}
+def workers(args: argparse.Namespace, model: Path, context: int) -> dict[str, Worker]:
+    """All engines, loaded one after another."""
+    options = ["--context", context, "--threads", args.threads]
+    own = [sys.executable, ROOT / "benchmarks" / "sterna_runner.py"]
+    commands: dict[str, list[object]] = {}
+    for engine in args.engines.split(","):
+        commands[engine] = [*own, model] if engine == "sterna" else [args.peer, RUNNER, engine, model]
+    if args.also_recipe:
+        commands[f"sterna {args.also_recipe}"] = [*own, f"official:{args.layers}:{args.also_recipe}"]
+    result = {}
+    for engine, command in commands.items():
+        result[engine] = Worker([*command, *options], args.folder / f"{engine}.log")
+        print(f"loaded {engine} in {result[engine].load_seconds:.1f} s", file=sys.stderr, flush=True)
+    return result
 
 
-def sterna(args: argparse.Namespace, source: Sequence[object], point: Point) -> dict[str, Any]:
-    """The same of Sterna, through its own command."""
-    command: list[object] = [sys.executable, "-m", "sterna.cli.main", "bench", *source, "--backend", "native", "--json"]
-    command += ["--threads", args.threads, "--repeat", args.repeats, "--chunk", CHUNK]
-    if point.kind == "prefill":
-        command += ["--prefill", point.tokens, "--prefill-depth", point.depth, "--decode-depth", ""]
-    else:
-        command += ["--prefill", "", "--decode-depth", point.depth, "--decode-tokens", point.tokens]
-    found = run(command)
-    measured = found["points"][0]
-    speed = measured.get("prefill_tok_s", measured.get("decode_tok_s"))
-    return {"tok_s": speed, "load_seconds": found["load_seconds"], "peak_bytes": found["peak_memory_bytes"]}
-
-
-def measure(args: argparse.Namespace, model: Path, points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Every engine at every point, round by round."""
+def measure(args: argparse.Namespace, engines: dict[str, Worker], points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Every engine at every point, round by round; the first round warms up and does not count."""
     turns = []
-    own = ["--preset", "qwen3.6-35b-a3b", "--weights", "random", "--layers", args.layers, "--recipe", args.also_recipe]
-    engines = [*args.engines.split(","), *([f"sterna {args.also_recipe}"] if args.also_recipe else [])]
-    for number in range(args.rounds):
-        for point in points:
-            for engine in engines:
-                before = measure_roofline(num_threads=args.threads, repeats=3)
-                if engine in ("llama", "ik"):
-                    result = peer(args, engine, model, point)
-                else:
-                    result = sterna(args, ["--model", model] if engine == "sterna" else own, point)
-                after = measure_roofline(num_threads=args.threads, repeats=3)
+    for point in points:
+        for number in range(-1, args.rounds):
+            for engine, worker in engines.items():
+                before = measure_roofline(num_threads=args.threads, repeats=3, read_bytes=READ_BYTES)
+                result = worker.measure(point)
+                after = measure_roofline(num_threads=args.threads, repeats=3, read_bytes=READ_BYTES)
+                if number < 0:
+                    continue
                 bandwidth = (before.read_bytes_per_second + after.read_bytes_per_second) / 2
                 peak = (before.products_per_second + after.products_per_second) / 2
                 turn = {"round": number, "point": point.label, "engine": engine, "load_average": os.getloadavg()[0]}
@@ -150,8 +166,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=numbers, default=[512, 2048])
     parser.add_argument("--decode", type=numbers, default=[0, 4096])
     parser.add_argument("--decode-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--engines", default="sterna,ik,llama")
     parser.add_argument("--also-recipe", default="")
@@ -172,7 +187,14 @@ def main() -> None:
     print(
         f"{machine['processor']}, {args.threads} threads, {args.layers} layers, {args.mix}, {model.stat().st_size:,} bytes"
     )
-    turns = measure(args, model, points)
+    context = (
+        max(point.depth + (point.tokens + 8) * (args.rounds + 2 if point.kind == "decode" else 1) for point in points)
+        + 64
+    )
+    engines = workers(args, model, context)
+    turns = measure(args, engines, points)
+    for worker in engines.values():
+        worker.close()
     print("\n".join(table(turns, costs, {point.label: point.kind for point in points})))
     if args.json:
         print(json.dumps({"machine": machine, "turns": turns}))

@@ -70,7 +70,7 @@ class PointRunner:
         """Median speed of a prefill of so many tokens in chunks."""
         start = self.plan.prefill_depth
         before = self.limits()
-        times = [self._prefill_seconds(start, tokens) for _ in range(1 + self.plan.repeats)][1:]
+        times = [self.prefill_seconds(start, tokens) for _ in range(1 + self.plan.repeats)][1:]
         self.peak_memory_bytes = max(self.peak_memory_bytes, resident_bytes())
         limits = before.mean(self.limits())
         seconds = statistics.median(times)
@@ -89,15 +89,9 @@ class PointRunner:
     def decode(self, depth: int) -> dict[str, Any]:
         """Median speed of decoding one token after another from a depth."""
         before = self.limits()
-        times = []
-        self.backend.copy_state(SPARE_SLOT, SLOT)
-        for i in range(WARM_UP_TOKENS + self.plan.decode_tokens):
-            start = time.perf_counter()
-            self._pass(depth + i, 1)
-            times.append(time.perf_counter() - start)
+        times = self.decode_seconds(depth, self.plan.decode_tokens)
         self.peak_memory_bytes = max(self.peak_memory_bytes, resident_bytes())
         limits = before.mean(self.limits())
-        times = times[WARM_UP_TOKENS:]
         seconds = statistics.median(times)
         cost = token_cost(self.config, self.checkpoint, depth + WARM_UP_TOKENS + self.plan.decode_tokens // 2)
         return {
@@ -111,7 +105,18 @@ class PointRunner:
             **_limits(limits),
         }
 
-    def _prefill_seconds(self, start: int, tokens: int) -> float:
+    def decode_seconds(self, depth: int, tokens: int) -> list[float]:
+        """Seconds of each of so many tokens from a depth, after a few that do not count."""
+        times = []
+        self.backend.copy_state(SPARE_SLOT, SLOT)
+        for i in range(WARM_UP_TOKENS + tokens):
+            start = time.perf_counter()
+            self._pass(depth + i, 1)
+            times.append(time.perf_counter() - start)
+        return times[WARM_UP_TOKENS:]
+
+    def prefill_seconds(self, start: int, tokens: int) -> float:
+        """Seconds of one prefill in chunks."""
         self.backend.copy_state(SPARE_SLOT, SLOT)
         began = time.perf_counter()
         for done in range(0, tokens, self.plan.chunk):
