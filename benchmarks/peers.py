@@ -5,7 +5,7 @@
 
 PYTHON is an interpreter with llama-cpp-python and ik-llama-cpp-python, built natively. The file has the official shape with random
 weights. All engines stay loaded (memory for each of them is needed) and take turns. Ratios pair turns of the same round; their median
-and range are printed. --also-recipe measures Sterna's own format of
+and range are printed; FOLDER/turns.jsonl keeps every turn. --also-recipe measures Sterna's own format of
 the same shape as well. A busy machine is said and not corrected for: engines that wait in a loop suffer most from it.
 """
 
@@ -113,6 +113,8 @@ def measure(args: argparse.Namespace, engines: dict[str, Worker], points: Sequen
                 peak = (before.products_per_second + after.products_per_second) / 2
                 turn = {"round": number, "point": point.label, "engine": engine, "load_average": os.getloadavg()[0]}
                 turns.append({**turn, **result, "bandwidth": bandwidth, "peak": peak})
+                with (args.folder / "turns.jsonl").open("a") as kept:
+                    kept.write(json.dumps(turns[-1]) + "\n")
                 print(
                     f"round {number + 1}  {point.label:<15} {engine:<12} {result['tok_s']:9.2f} tok/s  "
                     f"beside {bandwidth / 1e9:5.1f} GB/s, {2 * peak / 1e9:6.0f} GOP/s, load {os.getloadavg()[0]:.1f}",
