@@ -77,6 +77,42 @@ std::unique_ptr<Experts> pack_experts(const Ops& ops, const AnyArray& gate_up, c
   return ops.pack_experts(gate_up.data(), down.data(), count, hidden, width, format);
 }
 
+using ByteArray = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+QuantizedSource source_of(const std::string& type, const ByteArray& data) {
+  return {type.c_str(), data.data(), static_cast<int64_t>(data.size())};
+}
+
+std::unique_ptr<Matrix> pack_quantized(const Ops& ops, const ByteArray& data, const std::string& format, int rows,
+                                       int columns, bool borrow) {
+  std::unique_ptr<Matrix> matrix;
+  {
+    nb::gil_scoped_release unlocked;
+    matrix = ops.pack_quantized(source_of(format, data), rows, columns, borrow);
+  }
+  if (borrow) matrix->owner = std::make_shared<ByteArray>(data);
+  return matrix;
+}
+
+std::unique_ptr<Experts> pack_quantized_experts(const Ops& ops, const ByteArray& gate_up, const ByteArray& down,
+                                                const std::string& format, const std::string& down_format, int count,
+                                                int hidden, int width, bool borrow) {
+  std::unique_ptr<Experts> experts;
+  {
+    nb::gil_scoped_release unlocked;
+    experts = ops.pack_quantized_experts(source_of(format, gate_up), source_of(down_format, down), count, hidden, width,
+                                         borrow);
+  }
+  if (borrow) experts->owner = std::make_shared<std::pair<ByteArray, ByteArray>>(gate_up, down);
+  return experts;
+}
+
+std::vector<std::tuple<std::string, int, int>> list_quantized_types() {
+  std::vector<std::tuple<std::string, int, int>> list;
+  for (const QuantizedType& type : quantized_types()) list.emplace_back(type.name, type.block, type.tile_bytes);
+  return list;
+}
+
 std::unique_ptr<Context> make_context(const Int32Array& cu_seqlens, const Int32Array& context_lens,
                                       const Int32Array& block_tables, const Int32Array& slot_mapping,
                                       const Int32Array& state_slots, const Int32Array& snapshot_at,
@@ -262,11 +298,11 @@ std::unique_ptr<Tensor> sparse_moe(const Ops& ops, const Tensor& u, const Matrix
 std::unique_ptr<Tensor> gated_delta_net(const Ops& ops, const Tensor& u, const Matrix& in_proj_qkv,
                                         const Matrix& in_proj_z, const Matrix& in_proj_b, const Matrix& in_proj_a,
                                         const Tensor& conv1d, const Tensor& A_log, const Tensor& dt_bias,
-                                        const Tensor& norm, const Matrix& out_proj, DeltaNetState& state,
-                                        const Context& context, int key_heads, float eps) {
+                                        const Tensor& norm, const Matrix& out_proj, bool tiled_value_heads,
+                                        DeltaNetState& state, const Context& context, int key_heads, float eps) {
   return ops.gated_delta_net(
-      u, {in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, conv1d, A_log, dt_bias, norm, out_proj}, state, context,
-      key_heads, eps);
+      u, {in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, conv1d, A_log, dt_bias, norm, out_proj, tiled_value_heads},
+      state, context, key_heads, eps);
 }
 
 std::unique_ptr<Tensor> gqa_attention(const Ops& ops, const Tensor& u, const Matrix& q_proj, const Matrix& k_proj,
@@ -294,7 +330,7 @@ void bind_handles(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix", "A packed weight [N, K]")
       .def_prop_ro("shape", [](const Matrix& w) { return nb::make_tuple(w.rows, w.columns); })
       .def_prop_ro("nbytes", &Matrix::bytes);
-  nb::class_<Experts>(m, "Experts", "Packed routed experts of one layer");
+  nb::class_<Experts>(m, "Experts", "Packed routed experts of one layer").def_prop_ro("nbytes", &Experts::bytes);
   nb::class_<DeltaNetState>(m, "DeltaNetState", "State slots of one DeltaNet layer")
       .def(nb::new_(&make_state), nb::kw_only(), "slots"_a, "value_heads"_a, "key_dim"_a, "value_dim"_a, "channels"_a,
            "kernel"_a)
@@ -318,6 +354,11 @@ void bind_ops(nb::module_& m) {
       .def_prop_ro("variant", &Ops::variant)
       .def("pack_linear", &pack_linear, "weight"_a)
       .def("pack_experts", &pack_experts, "gate_up_proj"_a, "down_proj"_a)
+      .def("pack_quantized", &pack_quantized, "data"_a, nb::kw_only(), "format"_a, "rows"_a, "columns"_a, "borrow"_a)
+      .def("pack_quantized_experts", &pack_quantized_experts, "gate_up_proj"_a, "down_proj"_a, nb::kw_only(),
+           "format"_a, "down_format"_a, "count"_a, "hidden"_a, "width"_a, "borrow"_a)
+      .def("read_bandwidth", &Ops::read_bandwidth, Unlocked(), "nbytes"_a)
+      .def("integer_peak", &Ops::integer_peak, Unlocked())
       .def("embedding",
            [](const Ops& ops, const Int32Array& ids, const Matrix& table) {
              return ops.embedding(ids.data(), static_cast<int>(ids.size()), table);
@@ -353,6 +394,7 @@ NB_MODULE(_native, m) {
   bind_ops(m);
   m.def("tensor", &tensor_from, "array"_a, "A copy of a float32 array of one or two axes");
   m.def("variants", &list_variants, "(name, reason why it cannot run or '', whether it is for tests only), slowest first");
+  m.def("quantized_types", &list_quantized_types, "(name, columns of a block, bytes of such a block in tiles)");
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", [](int threads) {
     require(threads >= 1 && threads <= 1024, "threads are " + std::to_string(threads) + ", allowed is 1 to 1024");

@@ -21,14 +21,24 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(std::size_t count)
       : data_(static_cast<T*>(take_memory(count * sizeof(T)))), count_(count) {}
-  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
+  // Memory of somebody else, who keeps it alive and unchanged; read only.
+  static Buffer borrowed(const T* data, std::size_t count) {
+    Buffer buffer;
+    buffer.data_ = const_cast<T*>(data);
+    buffer.count_ = count;
+    buffer.owned_ = false;
+    return buffer;
+  }
+  Buffer(Buffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)), owned_(other.owned_) {}
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(count_, other.count_);
+    std::swap(owned_, other.owned_);
     return *this;
   }
   ~Buffer() {
-    if (data_ != nullptr) return_memory(data_, count_ * sizeof(T));
+    if (data_ != nullptr && owned_) return_memory(data_, count_ * sizeof(T));
   }
 
   T* data() { return data_; }
@@ -40,6 +50,7 @@ class Buffer {
  private:
   T* data_ = nullptr;
   std::size_t count_ = 0;
+  bool owned_ = true;
 };
 
 }  // namespace sterna

@@ -43,6 +43,12 @@ std::string avx2_reason() {
   return reason;
 }
 
+std::string avx2_vnni_reason() {
+  std::string reason = avx2_reason();
+  if (reason.empty()) reason = missing(cpuid(7, 1).eax, {{4, "AVX-VNNI"}});
+  return reason;
+}
+
 std::string avx512_reason() {
   std::string reason = avx2_reason();
   if (reason.empty()) {
@@ -54,8 +60,16 @@ std::string avx512_reason() {
   return reason;
 }
 
+std::string avx512_vnni_reason() {
+  std::string reason = avx512_reason();
+  if (reason.empty()) reason = missing(cpuid(7, 0).ecx, {{11, "AVX-512 VNNI"}});
+  return reason;
+}
+
 #else
 
+std::string avx2_vnni_reason() { return "the CPU is not x86-64"; }
+std::string avx512_vnni_reason() { return "the CPU is not x86-64"; }
 std::string avx2_reason() { return "the CPU is not x86-64"; }
 std::string avx512_reason() { return "the CPU is not x86-64"; }
 
@@ -73,10 +87,20 @@ std::vector<Variant> list_variants() {
 #else
   list.push_back({nullptr, "avx2", not_built, false});
 #endif
+#if defined(STERNA_HAVE_AVX2_VNNI)
+  list.push_back({&avx2_vnni_kernels(), "avx2_vnni", avx2_vnni_reason(), false});
+#else
+  list.push_back({nullptr, "avx2_vnni", not_built, false});
+#endif
 #if defined(STERNA_HAVE_AVX512)
   list.push_back({&avx512_kernels(), "avx512", avx512_reason(), false});
 #else
   list.push_back({nullptr, "avx512", not_built, false});
+#endif
+#if defined(STERNA_HAVE_AVX512_VNNI)
+  list.push_back({&avx512_vnni_kernels(), "avx512_vnni", avx512_vnni_reason(), false});
+#else
+  list.push_back({nullptr, "avx512_vnni", not_built, false});
 #endif
   return list;
 }

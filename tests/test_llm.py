@@ -161,10 +161,10 @@ def test_a_directory_without_config_is_refused(tmp_path):
 def test_model_order_is_flag_variable_pulled(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setenv("STERNA_HOME", str(tmp_path))
     pulled = write_tiny_checkpoint(tmp_path / "models" / "big")
-    assert locate_model().directory == pulled
+    assert locate_model().path == pulled
     monkeypatch.setenv("STERNA_MODEL", str(checkpoint))
-    assert locate_model().directory == checkpoint
-    assert locate_model(pulled).directory == pulled
+    assert locate_model().path == checkpoint
+    assert locate_model(pulled).path == pulled
 
 
 def test_an_unknown_backend_is_refused():

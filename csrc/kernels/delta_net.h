@@ -40,7 +40,7 @@ static void delta_prepare(const DeltaNetArgs& args, int row, const float* const*
 // S is [K, state_columns]: per key row one vector of value columns. N vectors are carried at once.
 template <int N>
 static void recurrence_columns(const DeltaNetArgs& args, int head, int column, int begin, int end, float* state) {
-  const int key_head = head / (args.value_heads / args.key_heads);
+  const int key_head = args.tiled_value_heads ? head % args.key_heads : head / (args.value_heads / args.key_heads);
   const int stride = args.state_columns;
   const int width = args.value_dim - column;
   for (int t = begin; t < end; ++t) {

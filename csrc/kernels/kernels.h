@@ -7,8 +7,19 @@
 
 namespace sterna {
 
-// Storage types of weights and of the KV cache.
-enum class Format : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+// Storage types of weights and, the first two, of the KV cache. From kQ4 on: quantised tiles of 16 rows, see quant_tiles.h.
+enum class Format : int {
+  kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2, kQ4 = 3, kQ4G64 = 4, kQ6 = 5, kQ8 = 6, kQ4_0 = 7, kQ8_0 = 8, kQ4K = 9,
+  kQ5K = 10, kQ6K = 11, kIq4Xs = 12, kMxfp4 = 13
+};
+
+constexpr bool is_quantized(Format format) { return format >= Format::kQ4; }
+// Bytes of the elements that strides count; a quantised tile counts its bytes.
+constexpr int element_bytes(Format format) {
+  return format == Format::kFloat32 ? 4 : is_quantized(format) ? 1 : 2;
+}
+// Bytes of a row of quantised activations: int8 codes, then four floats per group of 32 columns.
+constexpr int64_t quantized_row_bytes(int64_t depth) { return depth + depth / 32 * 16; }
 
 // What follows the bias of a linear layer of the vision tower.
 enum class Activation : int { kNone = 0, kGeluTanh = 1, kGeluErf = 2 };
@@ -38,11 +49,14 @@ struct MatmulArgs {
   float* const* y;
   int rows;
   bool accumulate;
+  // In place of x where the weights are quantised: rows made by `quantize_row`; `accumulate` must be false.
+  const char* const* quantized = nullptr;
 };
 
 // One DeltaNet layer's data of one pass. C = 2 * H * K + HV * V channels.
 struct DeltaNetArgs {
   int key_heads, value_heads, key_dim, value_dim, kernel;
+  bool tiled_value_heads;     // value head n uses key head n % key_heads, else n / (value_heads / key_heads)
   int channels;
   int state_columns;          // value_dim rounded up to whole vectors
   const float* conv_weight;   // [kernel, C]
@@ -104,9 +118,15 @@ struct Kernels {
   const char* name;
   int block_rows;  // rows of x that a matmul keeps in registers
 
+  // See roofline.h.
+  uint32_t (*read_all)(const void* data, int64_t bytes);
+  int64_t (*integer_products)(int64_t rounds);
+
   void (*matmul)(const MatmulArgs&);
   // h[r][i] = silu(gate_i . x[r]) * (up_i . x[r]); args.w are the panels of the gate.
   void (*swiglu)(const MatmulArgs& args, const Panels& up);
+  // One row of activations, depth a multiple of 32: to int8 with a scale per group of 32, into quantized_row_bytes(depth).
+  void (*quantize_row)(const float* x, int depth, char* row);
   void (*rms_norm)(const float* x, const float* weight, float eps, int rows, int width, float* y);
   void (*add)(float* x, const float* y, int64_t count);
   // out[i] = sum over j ascending of weights[j] * parts[j][i], then + shared_weight * shared[i].
@@ -149,8 +169,14 @@ const Kernels& wide_kernels();
 #if defined(STERNA_HAVE_AVX2)
 const Kernels& avx2_kernels();
 #endif
+#if defined(STERNA_HAVE_AVX2_VNNI)
+const Kernels& avx2_vnni_kernels();
+#endif
 #if defined(STERNA_HAVE_AVX512)
 const Kernels& avx512_kernels();
+#endif
+#if defined(STERNA_HAVE_AVX512_VNNI)
+const Kernels& avx512_vnni_kernels();
 #endif
 
 }  // namespace sterna

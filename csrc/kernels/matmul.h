@@ -7,6 +7,17 @@
 
 namespace sterna::STERNA_VARIANT {
 
+STERNA_INLINE Panels skip_panels(const Panels& w, int panels) {
+  const int64_t bytes = panels * w.stride * element_bytes(w.format);
+  return {static_cast<const char*>(w.data) + bytes, w.stride, w.format};
+}
+
+}  // namespace sterna::STERNA_VARIANT
+
+#include "kernels/quant_matmul.h"
+
+namespace sterna::STERNA_VARIANT {
+
 struct Float32Panel {
   using Element = float;
   static constexpr int kStep = 1;
@@ -139,15 +150,12 @@ static void matmul(const MatmulArgs& args) {
     case Format::kFloat32: return matmul_format<Float32Panel>(args);
     case Format::kBfloat16: return matmul_format<Bfloat16Panel>(args);
     case Format::kFloat16: return matmul_format<Float16Panel>(args);
+    default: return quant_matmul(args);
   }
 }
 
-STERNA_INLINE Panels skip_panels(const Panels& w, int panels) {
-  const int64_t bytes = panels * w.stride * (w.format == Format::kFloat32 ? 4 : 2);
-  return {static_cast<const char*>(w.data) + bytes, w.stride, w.format};
-}
-
 static void swiglu(const MatmulArgs& args, const Panels& up) {
+  if (is_quantized(args.w.format)) return quant_swiglu(args, up);
   constexpr int kPanels = 4;
   constexpr int kRows = 6;
   constexpr int kWidth = kPanels * kPanelRows;
@@ -195,11 +203,13 @@ STERNA_INLINE float weight_at(const Panels& w, int row, int k) {
     case Format::kFloat16:
       return float_from_f16(
           static_cast<const uint16_t*>(w.data)[panel + static_cast<int64_t>(k) * kPanelRows + lane]);
+    default: return 0.0f;
   }
   return 0.0f;
 }
 
 static void unpack_row(const Panels& w, int depth, int row, float* out) {
+  if (is_quantized(w.format)) return unpack_quant(w, depth, row, out);
   for (int k = 0; k < depth; ++k) out[k] = weight_at(w, row, k);
 }
 

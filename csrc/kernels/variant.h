@@ -5,6 +5,7 @@
 #include "kernels/delta_net.h"
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
+#include "kernels/roofline.h"
 #include "kernels/vision.h"
 
 namespace sterna::STERNA_VARIANT {
@@ -13,8 +14,11 @@ static constexpr Kernels make_kernels(const char* name) {
   Kernels table{};
   table.name = name;
   table.block_rows = kMaxRows;
+  table.read_all = read_all;
+  table.integer_products = integer_products;
   table.matmul = matmul;
   table.swiglu = swiglu;
+  table.quantize_row = quantize_row;
   table.rms_norm = rms_norm;
   table.add = add;
   table.combine = combine;

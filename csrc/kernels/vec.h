@@ -150,6 +150,23 @@ STERNA_INLINE Vec fma(const Vec& a, const Vec& b, const Vec& c) {
   return map([](FloatPart x, FloatPart y, FloatPart z) STERNA_LAMBDA { return fma_part(x, y, z); }, a, b, c);
 }
 
+STERNA_INLINE FloatPart fnma_part(FloatPart a, FloatPart b, FloatPart c) {
+#if defined(__AVX512F__) && STERNA_PART_BYTES == 64
+  return _mm512_fnmadd_ps(a, b, c);
+#elif defined(__FMA__) && STERNA_PART_BYTES == 32
+  return _mm256_fnmadd_ps(a, b, c);
+#elif defined(__aarch64__) && STERNA_PART_BYTES == 16
+  return vfmsq_f32(c, a, b);
+#else
+  return c - a * b;
+#endif
+}
+
+// c - a * b, rounded like `fma`.
+STERNA_INLINE Vec fnma(const Vec& a, const Vec& b, const Vec& c) {
+  return map([](FloatPart x, FloatPart y, FloatPart z) STERNA_LAMBDA { return fnma_part(x, y, z); }, a, b, c);
+}
+
 STERNA_INLINE float fma(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__)
   return __builtin_fmaf(a, b, c);

@@ -82,7 +82,7 @@ std::unique_ptr<Tensor> Ops::gated_delta_net(const Tensor& u, const DeltaNetWeig
            {&w.in_proj_a, a.data.data()}});
 
   Tensor mixed(tokens, channels), decay(tokens, value_heads), beta(tokens, value_heads), out(tokens, values);
-  DeltaNetArgs args{key_heads, value_heads, state.key_dim, state.value_dim, state.taps + 1, channels,
+  DeltaNetArgs args{key_heads, value_heads, state.key_dim, state.value_dim, state.taps + 1, w.tiled_value_heads, channels,
                     state.state_columns, w.conv1d.transposed(), w.A_log.data.data(), w.dt_bias.data.data(),
                     w.norm.data.data(), eps, qkv.data.data(), z.data.data(), b.data.data(), a.data.data(),
                     mixed.data.data(), decay.data.data(), beta.data.data(), out.data.data()};

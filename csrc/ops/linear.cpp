@@ -34,8 +34,6 @@ void pack_panel(const void* source, int rows, int columns, int first, Format for
   }
 }
 
-int element_bytes(Format format) { return format == Format::kFloat32 ? 4 : 2; }
-
 const char* skip_elements(const void* source, int64_t elements, Format format) {
   return static_cast<const char*>(source) + elements * element_bytes(format);
 }
@@ -68,7 +66,7 @@ std::unique_ptr<Experts> Ops::pack_experts(const void* gate_up, const void* down
   experts->count = count;
   experts->hidden = hidden;
   experts->width = width;
-  experts->format = format;
+  experts->format = experts->down_format = format;
   const int up_panels = divide_up(width, kPanelRows), down_panels = divide_up(hidden, kPanelRows);
   experts->up_stride = panel_elements(hidden, format);
   experts->down_stride = panel_elements(width, format);
@@ -95,6 +93,19 @@ std::unique_ptr<Experts> Ops::pack_experts(const void* gate_up, const void* down
   return experts;
 }
 
+Buffer<char> Ops::quantize(const float* x, int rows, int depth) const {
+  const int64_t stride = quantized_row_bytes(depth);
+  Buffer<char> result(static_cast<std::size_t>(rows * stride));
+  constexpr int kRowsPerItem = 8;
+  parallel_for(divide_up(rows, kRowsPerItem), 4 * static_cast<int64_t>(rows) * depth, [&](int item) {
+    const int last = std::min(rows, (item + 1) * kRowsPerItem);
+    for (int r = item * kRowsPerItem; r < last; ++r) {
+      kernels_.quantize_row(x + static_cast<int64_t>(r) * depth, depth, result.data() + r * stride);
+    }
+  });
+  return result;
+}
+
 // All (projection, panels, rows) pieces as one job.
 void Ops::project(const float* x, int rows, int depth, const std::vector<Projection>& projections) const {
   constexpr int kRowsPerItem = 96;
@@ -111,6 +122,11 @@ void Ops::project(const float* x, int rows, int depth, const std::vector<Project
     ends.push_back(items);
     operations += static_cast<int64_t>(rows) * depth * projection.weight->rows;
   }
+  const bool any_quantized = std::any_of(projections.begin(), projections.end(), [](const Projection& projection) {
+    return is_quantized(projection.weight->format);
+  });
+  const Buffer<char> quantized = any_quantized ? quantize(x, rows, depth) : Buffer<char>();
+  const int64_t quantized_stride = quantized_row_bytes(depth);
   parallel_for(items, operations, [&](int item) {
     int which = 0;
     while (item >= ends[which]) ++which;
@@ -121,15 +137,17 @@ void Ops::project(const float* x, int rows, int depth, const std::vector<Project
     const int first = local % row_items * kRowsPerItem;
     const int count = std::min(kRowsPerItem, rows - first);
     const float* inputs[kRowsPerItem];
+    const char* codes[kRowsPerItem];
     float* outputs[kRowsPerItem];
     for (int r = 0; r < count; ++r) {
       inputs[r] = x + static_cast<int64_t>(first + r) * depth;
+      codes[r] = quantized.data() + (first + r) * quantized_stride;
       outputs[r] = projection.output + static_cast<int64_t>(first + r) * w.rows + panel * kPanelRows;
     }
     Panels view = w.view();
     view.data = skip_elements(view.data, panel * w.stride, w.format);
     kernels_.matmul({view, std::min(panels_per_item, w.panels() - panel), w.rows - panel * kPanelRows, depth, inputs,
-                     outputs, count, false});
+                     outputs, count, false, codes});
   });
 }
 

@@ -63,7 +63,7 @@ std::vector<Item> split(const Routing& routing, int tokens, int experts, int rou
 }
 
 Panels from_panel(const Panels& w, int panel) {
-  const int64_t bytes = panel * w.stride * (w.format == Format::kFloat32 ? 4 : 2);
+  const int64_t bytes = panel * w.stride * element_bytes(w.format);
   return {static_cast<const char*>(w.data) + bytes, w.stride, w.format};
 }
 
@@ -105,40 +105,56 @@ std::unique_ptr<Tensor> Ops::sparse_moe(const Tensor& u, const MoeWeights& w, in
   Tensor h(pairs, width), shared_h(tokens, shared_width), y(pairs, hidden), shared_y(tokens, hidden);
   const int64_t operations = static_cast<int64_t>(hidden) * (static_cast<int64_t>(pairs) * width +
                                                              static_cast<int64_t>(tokens) * shared_width);
+  // Routed and shared experts read the same rows; each token is quantised once, each hidden row of a pair once.
+  const auto codes_of = [&](bool needed, const Tensor& x) {
+    return needed ? quantize(x.data.data(), x.rows, x.columns) : Buffer<char>();
+  };
+  require(is_quantized(w.shared_gate_proj.format) == is_quantized(w.shared_up_proj.format),
+          "shared gate_proj and up_proj must both be quantised or both not");
+  const Buffer<char> u_codes = codes_of(
+      is_quantized(w.experts.format) || is_quantized(w.shared_gate_proj.format), u);
   const std::vector<Item> up_items = split(routing, tokens, experts, divide_up(width, kPanelRows),
                                            w.shared_gate_proj.panels());
   parallel_for(static_cast<int>(up_items.size()), 2 * operations, [&](int index) {
     const Item& item = up_items[index];
     const bool shared = item.expert < 0;
     const float* inputs[kRowsPerItem];
+    const char* codes[kRowsPerItem];
     float* outputs[kRowsPerItem];
     for (int r = 0; r < item.count; ++r) {
       const int pair = shared ? item.first + r : routing.order[item.first + r];
-      inputs[r] = u.row(shared ? pair : pair / k);
+      const int token = shared ? pair : pair / k;
+      inputs[r] = u.row(token);
+      codes[r] = u_codes.data() + token * quantized_row_bytes(hidden);
       outputs[r] = (shared ? shared_h.row(pair) : h.row(pair)) + item.panel * kPanelRows;
     }
     const Panels gate = shared ? w.shared_gate_proj.view() : w.experts.gate_view(item.expert);
     const Panels up = shared ? w.shared_up_proj.view() : w.experts.up_view(item.expert);
     kernels_.swiglu({from_panel(gate, item.panel), item.panels, (shared ? shared_width : width) - item.panel * kPanelRows,
-                     hidden, inputs, outputs, item.count, false},
+                     hidden, inputs, outputs, item.count, false, codes},
                     from_panel(up, item.panel));
   });
 
+  const Buffer<char> h_codes = codes_of(is_quantized(w.experts.down_format), h);
+  const Buffer<char> shared_codes = codes_of(is_quantized(w.shared_down_proj.format), shared_h);
   const std::vector<Item> down_items = split(routing, tokens, experts, divide_up(hidden, kPanelRows),
                                              w.shared_down_proj.panels());
   parallel_for(static_cast<int>(down_items.size()), operations, [&](int index) {
     const Item& item = down_items[index];
     const bool shared = item.expert < 0;
     const float* inputs[kRowsPerItem];
+    const char* codes[kRowsPerItem];
     float* outputs[kRowsPerItem];
     for (int r = 0; r < item.count; ++r) {
       const int pair = shared ? item.first + r : routing.order[item.first + r];
       inputs[r] = shared ? shared_h.row(pair) : h.row(pair);
+      codes[r] = shared ? shared_codes.data() + pair * quantized_row_bytes(shared_width)
+                        : h_codes.data() + pair * quantized_row_bytes(width);
       outputs[r] = (shared ? shared_y.row(pair) : y.row(pair)) + item.panel * kPanelRows;
     }
     const Panels down = shared ? w.shared_down_proj.view() : w.experts.down_view(item.expert);
     kernels_.matmul({from_panel(down, item.panel), item.panels, hidden - item.panel * kPanelRows,
-                     shared ? shared_width : width, inputs, outputs, item.count, false});
+                     shared ? shared_width : width, inputs, outputs, item.count, false, codes});
   });
 
   auto out = std::make_unique<Tensor>(tokens, hidden);

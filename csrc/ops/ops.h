@@ -14,6 +14,20 @@ struct Projection {
   float* output;
 };
 
+// The bytes of a quantised tensor; `type` is more than the kernels' format where several share one kind of tile.
+struct QuantizedSource {
+  const char* type;
+  const uint8_t* data;
+  int64_t bytes;
+};
+
+// A format that `Ops::pack_quantized` takes, and the bytes of a block of so many columns of one row in its tiles.
+struct QuantizedType {
+  std::string name;
+  int block, tile_bytes;
+};
+std::vector<QuantizedType> quantized_types();
+
 class Ops {
  public:
   explicit Ops(const Kernels& kernels) : kernels_(kernels) {}
@@ -23,6 +37,17 @@ class Ops {
   std::unique_ptr<Matrix> pack_linear(const void* source, int rows, int columns, Format format) const;
   std::unique_ptr<Experts> pack_experts(const void* gate_up, const void* down, int count, int hidden, int width,
                                         Format format) const;
+
+  // `source` in the byte layout of sterna/quant (docs/dev/quant-formats.md); GGUF blocks are rearranged, no number changes.
+  // With `borrow` tiles of our own layout are used where they lie: the caller keeps them alive.
+  std::unique_ptr<Matrix> pack_quantized(const QuantizedSource& source, int rows, int columns, bool borrow) const;
+  std::unique_ptr<Experts> pack_quantized_experts(const QuantizedSource& gate_up, const QuantizedSource& down, int count,
+                                                  int hidden, int width, bool borrow) const;
+
+  // Limits of this machine with the current number of threads: bytes per second of reading `bytes` of memory once, and
+  // multiply-adds of 8-bit integers per second (0 where the variant has no instruction for them).
+  double read_bandwidth(int64_t bytes) const;
+  double integer_peak() const;
 
   std::unique_ptr<Tensor> embedding(const int32_t* ids, int count, const Matrix& table) const;
   std::unique_ptr<Tensor> take_rows(const Tensor& x, const int32_t* rows, int count) const;
@@ -43,6 +68,7 @@ class Ops {
     const Matrix &in_proj_qkv, &in_proj_z, &in_proj_b, &in_proj_a;
     const Tensor &conv1d, &A_log, &dt_bias, &norm;
     const Matrix& out_proj;
+    bool tiled_value_heads = false;
   };
   std::unique_ptr<Tensor> gated_delta_net(const Tensor& u, const DeltaNetWeights& weights, DeltaNetState& state,
                                           const Context& context, int key_heads, float eps) const;
@@ -62,6 +88,8 @@ class Ops {
 
  private:
   void project(const float* x, int rows, int depth, const std::vector<Projection>& projections) const;
+
+  Buffer<char> quantize(const float* x, int rows, int depth) const;
 
   const Kernels& kernels_;
 };

@@ -5,7 +5,7 @@ namespace sterna {
 namespace {
 int round_up(int value, int step) { return divide_up(value, step) * step; }
 const char* at_element(const Buffer<char>& buffer, Format format, int64_t element) {
-  return buffer.data() + element * (format == Format::kFloat32 ? 4 : 2);
+  return buffer.data() + element * element_bytes(format);
 }
 }  // namespace
 
@@ -28,7 +28,7 @@ Panels Experts::up_view(int expert) const {
 }
 
 Panels Experts::down_view(int expert) const {
-  return {at_element(down, format, expert * down_size), down_stride, format};
+  return {at_element(down, down_format, expert * down_size), down_stride, down_format};
 }
 
 DeltaNetState::DeltaNetState(int slots_, int value_heads_, int key_dim_, int value_dim_, int channels_, int kernel)

@@ -59,6 +59,7 @@ struct Matrix {
   Format format = Format::kFloat32;
   int64_t stride = 0;
   Buffer<char> data;
+  std::shared_ptr<void> owner;  // of borrowed data
 
   int panels() const { return divide_up(rows, kPanelRows); }
   Panels view() const { return {data.data(), stride, format}; }
@@ -69,11 +70,13 @@ struct Matrix {
 // Routed experts: per expert the panels of its gate, up and down rows.
 struct Experts {
   int count = 0, hidden = 0, width = 0;
-  Format format = Format::kFloat32;
+  Format format = Format::kFloat32, down_format = Format::kFloat32;
   int64_t up_stride = 0, down_stride = 0;  // elements of one panel
   int64_t up_size = 0, down_size = 0;      // elements of one expert
   Buffer<char> gate_up, down;
+  std::shared_ptr<void> owner;  // of borrowed data
 
+  int64_t bytes() const { return static_cast<int64_t>(gate_up.size() + down.size()); }
   Panels gate_view(int expert) const;
   Panels up_view(int expert) const;
   Panels down_view(int expert) const;

@@ -66,9 +66,9 @@ VARIABLES: tuple[Variable, ...] = (
         "Threads of the native backend; by default the cores that this process may use.", _positive,
     ),
     Variable(
-        "STERNA_NATIVE_VARIANT", "generic, avx2 or avx512", None,
+        "STERNA_NATIVE_VARIANT", "generic, avx2, avx2_vnni, avx512 or avx512_vnni", None,
         "Forces one kernel variant of the native backend, for tests and comparisons. A variant that cannot run here is an "
-        "error.", _choice("generic", "avx2", "avx512"),
+        "error.", _choice("generic", "avx2", "avx2_vnni", "avx512", "avx512_vnni"),
     ),
     Variable(
         "STERNA_HOME", "a directory", Path("~/.local/share/sterna"),

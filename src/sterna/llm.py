@@ -18,11 +18,13 @@ from weakref import WeakValueDictionary
 
 from sterna.backends.base import Backend, MemoryPlan
 from sterna.chat.format import ChatFormat, RenderedPrompt
+from sterna.chat.gguf_tokenizer import chat_format as gguf_chat_format
 from sterna.chat.messages import ChatEvent, ChatRequest, End, Message
 from sterna.chat.stop_strings import StopStringMatcher
-from sterna.checkpoint import Checkpoint
+from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
 from sterna.checkpoint.mmproj import MmprojFile
-from sterna.config import EngineConfig, read_model_config
+from sterna.checkpoint.opening import open_checkpoint
+from sterna.config import EngineConfig
 from sterna.engine.engine import Engine
 from sterna.engine.fair_lock import FairLock
 from sterna.engine.media import MediaEncoder, PromptMedia, media_kind, placeholder_texts
@@ -159,6 +161,7 @@ class LLM:
         model: Path | None = None,
         *,
         backend: str = "auto",
+        recipe: str | None = None,
         engine_config: EngineConfig | None = None,
         heal: HealLevel = "reasoning",
         sessions: Path | None = None,
@@ -167,8 +170,9 @@ class LLM:
         vision_limits: VisionLimits | None = None,
         features: Path | None = None,
     ) -> Self:
-        """Load a checkpoint directory, by default the one `locate_model` finds; says on standard error which.
+        """Load a checkpoint directory or a GGUF file, by default what `locate_model` finds; says on standard error which.
 
+        ``recipe`` quantises the matrices of a directory while it is loaded.
         ``sessions`` is a directory in which conversations are kept and found again after a restart, ``features`` one for what
         the vision tower made of images and videos. ``mmproj`` is a GGUF file with a vision tower for a checkpoint without one.
 
@@ -176,10 +180,14 @@ class LLM:
         """
         located = locate_model(model)
         chosen, why = make_backend(backend)
-        print(f"model: {located.description}, {why}", file=sys.stderr)
-        config = read_model_config(located.directory)
-        chosen.load(Checkpoint(located.directory, config), config)
-        chat_format = ChatFormat.load(located.directory)
+        quantized = f", recipe {recipe}" if recipe else ""
+        print(f"model: {located.description}, {why}{quantized}", file=sys.stderr)
+        checkpoint, config = open_checkpoint(located.path, recipe=recipe, quantized=chosen.computes_quantized)
+        chosen.load(checkpoint, config)
+        if isinstance(checkpoint, GgufCheckpoint):
+            chat_format = gguf_chat_format(checkpoint)
+        else:
+            chat_format = ChatFormat.load(located.path)
         engine_config = engine_config or EngineConfig()
         if engine_config.max_model_len is None:
             length = min(DEFAULT_MAX_MODEL_LEN, config.text.max_position_embeddings)
@@ -192,7 +200,7 @@ class LLM:
             vision_config = file.config
             chosen.load_vision(file, file.config)
         if chosen.vision is not None and vision_config is not None:
-            settings = read_settings(located.directory, vision_config)
+            settings = read_settings(located.path if located.path.is_dir() else located.path.parent, vision_config)
             media = MediaEncoder.open(chosen.vision, settings, features, limits=vision_limits)
         store = None
         if sessions is not None:

@@ -10,6 +10,7 @@ import sterna
 from sterna import env
 from sterna.backends.base import Backend
 from sterna.backends.host_memory import available_host_bytes
+from sterna.checkpoint.opening import is_gguf
 from sterna.errors import BackendError, CheckpointError, UsageError
 from sterna.hub.record import pulled_checkpoints
 
@@ -23,9 +24,9 @@ STERNULA_DIRECTORY = Path(sterna.__file__).parent / "data" / "sternula"
 
 @dataclass(frozen=True, slots=True)
 class LocatedModel:
-    """A checkpoint directory, a short name for it and the words that say how it was found."""
+    """A checkpoint directory or GGUF file, a short name for it and the words that say how it was found."""
 
-    directory: Path
+    path: Path
     name: str
     description: str
 
@@ -66,13 +67,15 @@ def _newest_that_fits(models: Path) -> tuple[LocatedModel | None, list[str]]:
     return None, refused
 
 
-def _given(directory: Path, why: str) -> LocatedModel:
-    if not (directory / "config.json").is_file():
+def _given(path: Path, why: str) -> LocatedModel:
+    if is_gguf(path) and path.is_file():
+        return LocatedModel(path, path.resolve().stem, f"{path} ({why})")
+    if not (path / "config.json").is_file():
         raise CheckpointError(
-            f"{directory} is not a checkpoint, it has no config.json",
-            hint="give the directory that holds config.json and the *.safetensors files",
+            f"{path} is not a checkpoint, it has no config.json",
+            hint="give the directory that holds config.json and the *.safetensors files, or a .gguf file",
         )
-    return LocatedModel(directory, directory.resolve().name, f"{directory} ({why})")
+    return LocatedModel(path, path.resolve().name, f"{path} ({why})")
 
 
 def make_backend(name: str = "auto", *, float32_cache: bool = False) -> tuple[Backend, str]:

@@ -23,7 +23,7 @@ LEVELS = (
     ("engine", "chat"),
     ("sessions",),
     ("locate", "llm"),
-    ("server", "agent", "evals", "delegate", "train", "verify", "doctor"),
+    ("server", "agent", "evals", "delegate", "train", "verify", "doctor", "bench"),
     ("cli",),
 )
 RANK = {unit: rank for rank, level in enumerate(LEVELS) for unit in level}

@@ -177,6 +177,7 @@ class Backend(Protocol):
     name: str
     config: ModelConfig
     vision: VisionEncoder | None  # the vision tower, where the checkpoint has one
+    computes_quantized: bool  # takes weights in quantised formats and value heads in stored order, else exact F32 only
 
     def load(self, checkpoint: Any, config: ModelConfig) -> None:
         """Take the weights from a `sterna.checkpoint.Checkpoint`."""

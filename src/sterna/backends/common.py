@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from sterna.backends.base import Batch, DraftBatch, Logits, MemoryPlan, SampledToken, SampleRow
 from sterna.backends.planner import plan_memory
-from sterna.checkpoint import Checkpoint
+from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
 from sterna.checkpoint.manifest import vision_tensors
+from sterna.checkpoint.packed_checkpoint import PackedCheckpoint
+from sterna.checkpoint.quantizing import QuantizingCheckpoint
 from sterna.config import EngineConfig, ModelConfig, VisionConfig
 from sterna.errors import BackendError
 from sterna.models.qwen3_5_moe import Caches, ModelLogits, ModelPass, Qwen35MoeModel
 from sterna.models.vision import VisionModel, VisionSource
+from sterna.models.weights import AnyCheckpoint
 from sterna.ops.base import OpSet
 from sterna.ops.sampling import sample
 
@@ -36,6 +39,7 @@ class ModelBackend:
 
     # Bytes per weight value, or None where weights keep the type they have in the checkpoint.
     weight_itemsize: int | None = None
+    computes_quantized = False
 
     def __init__(self, ops: OpSet) -> None:
         self.ops = ops
@@ -65,14 +69,15 @@ class ModelBackend:
             raise BackendError(f"the backend {self.name} holds no model", hint="call load first")
         return self._model
 
-    def load(self, checkpoint: Checkpoint, config: ModelConfig) -> None:
+    def load(self, checkpoint: AnyCheckpoint, config: ModelConfig) -> None:
         """Take the weights of a checkpoint: text and, if present, the multi-token prediction head and the vision tower."""
         self._model = Qwen35MoeModel(self.ops, checkpoint, config)
         self._config = config
         self._weight_bytes = sum(self._bytes_of(checkpoint, name) for name in checkpoint.names("text", "mtp"))
         self._weights_digest = checkpoint.fingerprint()
         if config.vision is not None and checkpoint.names("vision"):
-            self.load_vision(checkpoint, config.vision)
+            # every recipe leaves the vision tower unquantised
+            self.load_vision(cast("VisionSource", checkpoint), config.vision)
 
     def load_vision(self, source: VisionSource, config: VisionConfig) -> None:
         """Take a vision tower, also from another file than the text model's."""
@@ -89,7 +94,9 @@ class ModelBackend:
         """The vision tower, ``None`` where the checkpoint has none."""
         return self._vision
 
-    def _bytes_of(self, checkpoint: Checkpoint | VisionSource, name: str) -> int:
+    def _bytes_of(self, checkpoint: AnyCheckpoint | VisionSource, name: str) -> int:
+        if isinstance(checkpoint, QuantizingCheckpoint | GgufCheckpoint | PackedCheckpoint):
+            return checkpoint.nbytes(name)
         shape, itemsize = checkpoint.storage(name)
         return math.prod(shape) * (self.weight_itemsize or itemsize)
 

@@ -26,6 +26,7 @@ FLOATS = ("F32", "F16", "BF16")
 V_HEAD_ORDERS = ("grouped", "tiled")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _SAMPLE_BYTES = 4096
+MAX_SHARDS = 99_999
 _QKV_PROJECTIONS = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 
 View = TensorView | QuantizedTensor
@@ -102,6 +103,26 @@ class GgufCheckpoint:
         if form.name not in FLOATS and not self.dequantize:
             raise CheckpointError(f"tensor {name} is stored as {form.name}, which has no whole bytes per value")
         return self._expected[name].shape, form.block_bytes if form.name in FLOATS else 4
+
+    def format_of(self, name: str) -> Format:
+        """The format in which `tensor` gives a tensor, without assembling it."""
+        rule, forms = self._sources[name].rule, {part.tensor.format for part in self._parts[name]}
+        if rule in (Rule.NORM, Rule.A_LOG) or len(forms) > 1:
+            return F32
+        form = forms.pop()
+        split = (
+            rule is Rule.V_COLUMNS and self._moves_heads and self.config.text.linear_value_head_dim % form.block_size
+        )
+        return F32 if split or (self.dequantize and form.name not in FLOATS) else form
+
+    def nbytes(self, name: str) -> int:
+        """Exact bytes of a tensor as `tensor` gives it."""
+        return self.format_of(name).nbytes(self._expected[name].shape)
+
+    @property
+    def _moves_heads(self) -> bool:
+        order = gguf_names.tiled_to_grouped(self.config.text)
+        return self.v_head_order == "grouped" and list(order) != list(range(len(order)))
 
     def tokenizer(self) -> GgufTokenizer | None:
         """The stored tokenizer and chat template, or ``None``."""
@@ -198,10 +219,12 @@ class GgufCheckpoint:
 def _open_shards(path: Path) -> list[GgufFile]:
     first = GgufFile(path)
     count = first.metadata.get("split.count", 1)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_SHARDS:
+        raise CheckpointError(f"{path} has split.count {str(count)[:50]!r}, allowed is 0 to {MAX_SHARDS}")
     if count in (0, 1):
         return [first]
     match = _SHARD.fullmatch(path.name)
-    if match is None or not isinstance(count, int) or int(match[3]) != count or int(match[2]) != 1:
+    if match is None or int(match[3]) != count or int(match[2]) != 1:
         raise CheckpointError(
             f"{path} is one of {count} shards",
             hint="give the first shard under its original name, …-00001-of-000NN.gguf",

@@ -1,12 +1,13 @@
-"""Write a checkpoint as GGUF (architecture ``qwen35moe``), with the transforms of spec §2.5, one tensor in memory at a time."""
+"""Write a checkpoint as GGUF (architecture ``qwen35moe``), with the transforms of spec §2.5, in bounded memory."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,7 +16,10 @@ from sterna.checkpoint.gguf import ARRAY, BOOL, DEFAULT_ALIGNMENT, MAGIC, STRING
 from sterna.checkpoint.gguf_metadata import GgufTokenizer
 from sterna.checkpoint.gguf_names import ARCHITECTURE, Rule
 from sterna.checkpoint.manifest import expected_tensors
-from sterna.config import ModelConfig
+from sterna.checkpoint.quantized_pieces import quantized_pieces
+from sterna.checkpoint.resumable import Job, Piece, Record, WriteOptions, write_resumable
+from sterna.checkpoint.tensor_view import TensorView
+from sterna.config import ModelConfig, TextConfig
 from sterna.errors import UsageError
 from sterna.quant import FORMATS, Format
 from sterna.quant.base import Float32
@@ -84,28 +88,44 @@ def write_gguf(
     file_type: str = "F16",
     name: str = "model",
     importance: Mapping[str, Float32] | None = None,
-) -> list[Entry]:
+    options: WriteOptions | None = None,
+) -> list[Record]:
     """Write the text model, and the MTP head if it is there, and return what was written.
 
-    ``choose`` gives the format of each official name and stored shape; ``importance`` float32 [K] per official name weighs the
-    rounding error of its columns. The file appears under its name only once it is complete.
+    ``choose`` gives the format of each official name and stored shape; ``importance`` float32 [K] (or [E, 1, K] for experts)
+    per official name weighs the rounding error of its columns. The file appears under its name only once it is complete.
     """
     entries = plan(checkpoint, choose)
     metadata = model_metadata(written_config(checkpoint), name=name, file_type=file_type)
     if tokenizer is not None:
         metadata |= tokenizer_metadata(tokenizer)
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        _write_head(file, metadata, entries)
-        _pad(file)
-        for entry in entries:
-            values = _stored_values(checkpoint, entry)
-            weight = _stored_importance(checkpoint.config, entry, importance)
-            entry.format.quantize(values.reshape(entry.shape), weight).tofile(file)
-            _pad(file)
-    partial.replace(path)
-    return entries
+    weights = {entry.name: _stored_importance(checkpoint.config, entry, importance or {}) for entry in entries}
+
+    def pieces(entry: Entry) -> Iterator[Callable[[], Piece]]:
+        return quantized_pieces(stored_view(checkpoint, entry), entry.format, weights[entry.name])
+
+    weighted = {name for name, weight in weights.items() if weight is not None}
+    return write_entries(path, metadata, entries, pieces, weighted=weighted, options=options)
+
+
+def write_entries(
+    path: Path | str,
+    metadata: Mapping[str, tuple[int, Any]],
+    entries: Sequence[Entry],
+    pieces: Callable[[Entry], Iterable[Callable[[], Piece]]],
+    *,
+    weighted: Set[str] = frozenset(),
+    options: WriteOptions | None = None,
+) -> list[Record]:
+    """Write a file whose tensors' bytes come from ``pieces``, see `Job`; ``weighted`` names those that importance shaped."""
+    head = _head(metadata, entries)
+    jobs, offset = [], len(head)
+    for entry in entries:
+        size = entry.format.nbytes(entry.shape)
+        source = partial(pieces, entry)
+        jobs.append(Job(entry.name, entry.format.name, entry.shape, offset, size, entry.name in weighted, source))
+        offset = _aligned(offset + size)
+    return write_resumable(Path(path), head, jobs, size=offset, options=options or WriteOptions())
 
 
 def written_config(checkpoint: TensorSource) -> ModelConfig:
@@ -228,56 +248,69 @@ def _stored_shape(shape: tuple[int, ...], rule: Rule, parts: int) -> tuple[int, 
     return shape if parts == 1 else (shape[0], shape[1] // parts, shape[2])
 
 
-def _stored_values(checkpoint: TensorSource, entry: Entry) -> Float32:
-    """The official tensor as float32 with the transforms of its rule, in the stored shape."""
+def stored_view(checkpoint: TensorSource, entry: Entry) -> TensorView:
+    """The official tensor with the transforms of its rule in the stored shape; in its own type where rows only move."""
     text = checkpoint.config.text
-    values: Float32 = checkpoint.tensor(entry.official).to_float32()
-    if entry.rows != slice(None):
-        return np.ascontiguousarray(values[:, entry.rows])
+    view: TensorView = checkpoint.tensor(entry.official)
     order = np.array(gguf_names.grouped_to_tiled(text))
-    dim = text.linear_value_head_dim
-    rule = entry.rule
-    if rule is Rule.NORM:
-        return values + np.float32(1)
-    if rule is Rule.A_LOG:
-        return -np.exp(values[order])
+    if entry.rule is Rule.NORM:
+        return TensorView(entry.name, "F32", view.to_float32() + np.float32(1))
+    if entry.rule is Rule.A_LOG:
+        return TensorView(entry.name, "F32", -np.exp(view.to_float32()[order]))
+    if entry.rows != slice(None):
+        return TensorView(entry.name, view.dtype, view.array[:, entry.rows])
+    moved = _moved(view.array, entry, order, text)
+    return TensorView(entry.name, view.dtype, moved.reshape(entry.shape))
+
+
+def _moved(values: np.ndarray, entry: Entry, order: np.ndarray, text: TextConfig) -> np.ndarray:
+    """Value heads in tiled order; nothing is rounded."""
+    dim, rule = text.linear_value_head_dim, entry.rule
     if rule is Rule.V_SCALARS:
         return values[order]
     if rule is Rule.V_COLUMNS:
         return _columns(values, order, dim)
     if rule is Rule.V_HEADS:
-        return values.reshape(order.size, dim, -1)[order].reshape(entry.shape)
+        return values.reshape(order.size, dim, -1)[order]
     if rule in (Rule.QKV, Rule.CONV):
         values = values.reshape(entry.shape)
         before = 2 * text.linear_num_key_heads * text.linear_key_head_dim
         heads = values[before:].reshape(order.size, dim, -1)[order].reshape(order.size * dim, -1)
         return np.concatenate([values[:before], heads])
-    return values.reshape(entry.shape)
+    return values
 
 
-def _columns(values: Float32, order: np.ndarray, dim: int) -> Float32:
+def _columns(values: np.ndarray, order: np.ndarray, dim: int) -> np.ndarray:
     return values.reshape(values.shape[0], order.size, dim)[:, order].reshape(values.shape)
 
 
-def _stored_importance(config: ModelConfig, entry: Entry, importance: Mapping[str, Float32] | None) -> Float32 | None:
-    found = None if importance is None else importance.get(entry.official)
-    if found is None or entry.rule is not Rule.V_COLUMNS:
+def _stored_importance(config: ModelConfig, entry: Entry, importance: Mapping[str, Float32]) -> Float32 | None:
+    found = importance.get(entry.official)
+    if found is None or entry.format.name in ("F32", "F16", "BF16"):
+        return None
+    if entry.rule is not Rule.V_COLUMNS:
         return found
     order = np.array(gguf_names.grouped_to_tiled(config.text))
     return _columns(found[None], order, config.text.linear_value_head_dim)[0]
 
 
-def _write_head(file: IO[bytes], metadata: Mapping[str, tuple[int, Any]], entries: Sequence[Entry]) -> None:
-    file.write(MAGIC + struct.pack("<IQQ", VERSIONS[-1], len(entries), len(metadata)))
-    for key, (kind, value) in metadata.items():
-        file.write(_string(key) + struct.pack("<I", kind) + _value(kind, value))
+def _head(metadata: Mapping[str, tuple[int, Any]], entries: Sequence[Entry]) -> bytes:
+    """Everything before the values, padded to `DEFAULT_ALIGNMENT`."""
+    parts = [MAGIC + struct.pack("<IQQ", VERSIONS[-1], len(entries), len(metadata))]
+    parts += [_string(key) + struct.pack("<I", kind) + _value(kind, value) for key, (kind, value) in metadata.items()]
     offset = 0
     for entry in entries:
         sizes = tuple(reversed(entry.shape))
         assert entry.format.ggml_type is not None
-        file.write(_string(entry.name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes))
-        file.write(struct.pack("<IQ", entry.format.ggml_type, offset))
-        offset += -(-entry.format.nbytes(entry.shape) // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+        parts.append(_string(entry.name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes))
+        parts.append(struct.pack("<IQ", entry.format.ggml_type, offset))
+        offset = _aligned(offset + entry.format.nbytes(entry.shape))
+    head = b"".join(parts)
+    return head.ljust(_aligned(len(head)), b"\0")
+
+
+def _aligned(position: int) -> int:
+    return -(-position // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
 
 
 def _value(kind: int, value: Any) -> bytes:
@@ -296,8 +329,15 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _pad(file: IO[bytes]) -> None:
-    file.write(b"\0" * (-file.tell() % DEFAULT_ALIGNMENT))
-
-
-__all__ = ["Entry", "TensorSource", "model_metadata", "plan", "tokenizer_metadata", "uniform", "write_gguf"]
+__all__ = [
+    "Entry",
+    "TensorSource",
+    "model_metadata",
+    "plan",
+    "stored_view",
+    "tokenizer_metadata",
+    "uniform",
+    "write_entries",
+    "write_gguf",
+    "written_config",
+]

@@ -71,6 +71,8 @@ class RandomCheckpoint:
             return np.float32(is_scale) + np.float32(0.1) * values
         if name.endswith("conv1d.weight"):
             return np.float32(0.5) * values
-        damped = name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight", "down_proj", "linear_fc2.weight"))
+        damped = name.endswith(
+            ("out_proj.weight", "o_proj.weight", "down_proj.weight", "down_proj", "linear_fc2.weight")
+        )
         shape = (shape[0], int(np.prod(shape[1:]))) if "patch_embed" in name else shape
         return values * np.float32((0.3 if damped else 1.0) / np.sqrt(shape[-1]))

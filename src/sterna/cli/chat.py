@@ -62,7 +62,8 @@ def _question(text: str, shown: str | list[dict[str, Any]]) -> Message | None:
     try:
         content = mentioned(text)
     except UsageError as error:
-        return _refused(error)
+        _refused(error)
+        return None
     if not shown:
         return Message("user", content)
     return Message(
@@ -93,7 +94,8 @@ def _answer(args: argparse.Namespace, llm: LLM, messages: list[Message], console
         stream = llm.chat(chat_request(args, messages))
     except UsageError as error:
         # a picture that is too large or damaged; the conversation goes on without it
-        return _refused(error)
+        _refused(error)
+        return None
     try:
         for event in stream:
             if isinstance(event, ReasoningDelta):

@@ -30,11 +30,15 @@ Subparsers = Any
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """``--model``, ``--backend``, ``--max-model-len``."""
+    """``--model``, ``--recipe``, ``--backend``, ``--max-model-len``."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", type=Path, metavar="DIR", help="checkpoint directory (default: the newest pulled one, else Sternula)"
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint directory or GGUF file (default: the newest pulled one, else Sternula)",
     )
+    add_recipe_flag(group)
     group.add_argument(
         "--backend",
         choices=("auto", "native", "torch", "numpy"),
@@ -92,6 +96,15 @@ def gibibytes(text: str) -> int:
     return int(value * (1 << 30))
 
 
+def add_recipe_flag(group: Any) -> None:
+    """``--recipe``."""
+    group.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="quantise a checkpoint directory while it is loaded: q8, q4 or q4-small (default: as it is stored)",
+    )
+
+
 def add_sampling_flags(parser: argparse.ArgumentParser, *, preset: str, max_tokens: int | None = None) -> None:
     """``--preset`` and everything that overrides a part of it."""
     group = parser.add_argument_group("sampling")
@@ -143,6 +156,7 @@ def load_llm(args: argparse.Namespace, *, remote: bool = True) -> LLM:
     return LLM.load(
         args.model,
         backend=args.backend or env.get("STERNA_BACKEND"),
+        recipe=getattr(args, "recipe", None),
         engine_config=config,
         heal=getattr(args, "heal", "reasoning"),
         sessions=env.home() / "sessions" if getattr(args, "sessions", False) else None,

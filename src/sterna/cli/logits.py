@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sterna.config import EngineConfig, read_model_config
+from sterna.cli.common import add_recipe_flag
+from sterna.config import EngineConfig
 from sterna.errors import ContextOverflowError, UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         description="Compute the logits of every position of a list of token ids and write them as a numpy array "
         "float32 [T, V]. The text may be cut into chunks, which continue from the cache.",
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="checkpoint directory")
+    parser.add_argument("--model", type=Path, required=True, metavar="PATH", help="checkpoint directory or GGUF file")
+    add_recipe_flag(parser)
     parser.add_argument("--token-ids", type=Path, required=True, metavar="FILE.json", help="a JSON list of token ids")
     parser.add_argument("--backend", choices=BACKENDS, default="numpy", help="what computes (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npy", help="where to write the logits")
@@ -47,17 +49,17 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import numpy as np
 
-    from sterna.checkpoint import Checkpoint
+    from sterna.checkpoint.opening import open_checkpoint
 
-    config = read_model_config(args.model)
+    backend = _make_backend(args.backend)
+    checkpoint, config = open_checkpoint(args.model, recipe=args.recipe, quantized=backend.computes_quantized)
     token_ids = read_token_ids(args.token_ids, config.text.vocab_size)
     if len(token_ids) > config.text.max_position_embeddings:
         raise ContextOverflowError(
             f"the text has {len(token_ids):,} tokens, the context is {config.text.max_position_embeddings:,}"
         )
     sizes = chunk_sizes(len(token_ids), args.chunks)
-    backend = _make_backend(args.backend)
-    backend.load(Checkpoint(args.model, config), config)
+    backend.load(checkpoint, config)
     logits = compute_logits(backend, token_ids, sizes)
     with args.out.open("wb") as file:
         np.save(file, logits)

@@ -13,7 +13,8 @@ from sterna import env
 from sterna.errors import SternaError, UsageError
 
 COMMANDS = (
-    "code", "chat", "run", "serve", "demo", "eval", "fit", "pull", "verify", "logits", "doctor", "sessions", "train",
+    "code", "chat", "run", "serve", "demo", "eval", "fit", "pull", "quantize", "verify", "bench", "doctor", "logits", "sessions",
+    "train",
 )  # fmt: skip
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

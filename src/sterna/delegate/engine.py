@@ -76,7 +76,8 @@ class Launch:
 def settings(engine: str) -> Mapping[str, Any]:
     """The table of one engine."""
     table: dict[str, Any] = tomllib.loads((files("sterna") / "data" / "engines.toml").read_text())
-    return table[engine]  # type: ignore[no-any-return]
+    chosen: Mapping[str, Any] = table[engine]
+    return chosen
 
 
 def plan_launch(request: LaunchRequest) -> Launch:

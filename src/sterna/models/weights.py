@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from sterna.checkpoint import Checkpoint
+from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
+from sterna.checkpoint.packed_checkpoint import PackedCheckpoint
+from sterna.checkpoint.quantizing import QuantizingCheckpoint
 from sterna.config import TextConfig
 from sterna.ops.base import (
     AttentionWeights,
@@ -16,6 +21,8 @@ from sterna.ops.base import (
     Weight,
 )
 from sterna.quant.tensor import QuantizedTensor
+
+AnyCheckpoint = Checkpoint | GgufCheckpoint | PackedCheckpoint | QuantizingCheckpoint
 
 
 @dataclass(slots=True)
@@ -42,14 +49,19 @@ class MtpHead:
 class WeightLoader:
     """Reads tensors of one checkpoint by name and hands them to an op set."""
 
-    def __init__(self, ops: OpSet, checkpoint: Checkpoint, config: TextConfig) -> None:
+    def __init__(self, ops: OpSet, checkpoint: AnyCheckpoint, config: TextConfig) -> None:
         self.ops = ops
         self.checkpoint = checkpoint
         self.config = config
 
     def linear(self, name: str) -> Weight:
         """A matrix in its storage type."""
-        return self.ops.pack_linear(self.checkpoint.array(f"{name}.weight"))
+        return self.ops.pack_linear(self.stored(f"{name}.weight"))
+
+    def stored(self, name: str) -> np.ndarray | QuantizedTensor:
+        """A tensor as it is stored: raw values, or the bytes of a quantised format."""
+        view = self.checkpoint.tensor(name)
+        return view if isinstance(view, QuantizedTensor) else view.array
 
     def vector(self, name: str) -> Tensor:
         """A small parameter as float32."""
@@ -78,6 +90,7 @@ class WeightLoader:
             dt_bias=self.vector(f"{prefix}.dt_bias"),
             norm=self.vector(f"{prefix}.norm.weight"),
             out_proj=self.linear(f"{prefix}.out_proj"),
+            tiled_value_heads=isinstance(self.checkpoint, GgufCheckpoint) and self.checkpoint.v_head_order == "tiled",
         )
 
     def attention(self, prefix: str) -> AttentionWeights:
@@ -94,11 +107,10 @@ class WeightLoader:
 
     def moe(self, prefix: str) -> SparseMoeWeights:
         """A mixture of experts."""
-        array = self.checkpoint.array
         return SparseMoeWeights(
             gate=self.linear(f"{prefix}.gate"),
             experts=self.ops.pack_experts(
-                array(f"{prefix}.experts.gate_up_proj"), array(f"{prefix}.experts.down_proj")
+                self.stored(f"{prefix}.experts.gate_up_proj"), self.stored(f"{prefix}.experts.down_proj")
             ),
             shared_gate_proj=self.linear(f"{prefix}.shared_expert.gate_proj"),
             shared_up_proj=self.linear(f"{prefix}.shared_expert.up_proj"),
@@ -108,8 +120,8 @@ class WeightLoader:
 
     def dense_mlp(self, prefix: str) -> DenseMlpWeights:
         """The MLP of a dense model."""
-        views = [self.checkpoint.tensor(f"{prefix}.{name}.weight") for name in ("gate_proj", "up_proj", "down_proj")]
-        return DenseMlpWeights(self.ops.pack_mlp(*(v if isinstance(v, QuantizedTensor) else v.array for v in views)))
+        names = ("gate_proj", "up_proj", "down_proj")
+        return DenseMlpWeights(self.ops.pack_mlp(*(self.stored(f"{prefix}.{name}.weight") for name in names)))
 
     def mtp(self) -> MtpHead:
         """The multi-token prediction head."""

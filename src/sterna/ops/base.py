@@ -33,6 +33,7 @@ class GatedDeltaNetWeights:
     dt_bias: Tensor  # [HV]
     norm: Tensor  # [V], plain weight: no 1 is added
     out_proj: Weight
+    tiled_value_heads: bool = False  # value head n uses key head n % H, as GGUF stores them, else n // (HV / H)
 
 
 @dataclass(slots=True)
@@ -96,13 +97,16 @@ class OpSet(Protocol):
     def tensor(self, array: np.ndarray) -> Tensor:
         """Keep a small parameter (norm weight, bias, convolution) as float32."""
 
-    def pack_linear(self, weight: np.ndarray) -> Weight:
-        """Keep a matrix [N, K] in its storage type: float32, float16, or uint16 that holds bfloat16 bits."""
+    def pack_linear(self, weight: Any) -> Weight:
+        """Keep a matrix [N, K] in its storage type: float32, float16, or uint16 that holds bfloat16 bits.
 
-    def pack_experts(self, gate_up_proj: np.ndarray, down_proj: np.ndarray) -> Weight:
-        """Keep routed experts: gate_up_proj [E, 2I, D] with the gate rows first, down_proj [E, D, I]."""
+        An op set with kernels for them takes a `sterna.quant.tensor.QuantizedTensor` too.
+        """
 
-    def pack_mlp(self, gate_proj: np.ndarray, up_proj: np.ndarray, down_proj: np.ndarray) -> Weight:
+    def pack_experts(self, gate_up_proj: Any, down_proj: Any) -> Weight:
+        """Keep routed experts, likewise: gate_up_proj [E, 2I, D] with the gate rows first, down_proj [E, D, I]."""
+
+    def pack_mlp(self, gate_proj: Any, up_proj: Any, down_proj: Any) -> Weight:
         """Keep the MLP of a dense model: gate_proj and up_proj [I, D], down_proj [D, I]."""
 
     # per pass --------------------------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ def gated_delta_net(
         rows = slice(start, end)
         mixed, conv = causal_conv1d(qkv[rows], weights.conv1d, state.conv[source])
         q, k, v = split_qkv(mixed, config)
+        if weights.tiled_value_heads:
+            q, k = (np.tile(each, (1, heads // each.shape[1], 1)) for each in (q, k))
         out[rows], recurrent = gated_delta_rule(q, k, v, g=g[rows], beta=beta[rows], state=state.recurrent[source])
         for slot in targets:
             state.recurrent[slot], state.conv[slot] = recurrent, conv

@@ -26,4 +26,4 @@ FORMATS: dict[str, Format] = {
 GGML_TYPES: dict[int, Format] = {f.ggml_type: f for f in FORMATS.values() if f.ggml_type is not None}
 """The same by number in GGUF files."""
 
-__all__ = ["FORMATS", "GGML_TYPES", "Format"]
+__all__ = ["BF16", "F32", "FORMATS", "GGML_TYPES", "Format"]

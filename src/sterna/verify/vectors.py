@@ -65,9 +65,10 @@ def _tokenizer(chat: ChatFormat, config: ModelConfig) -> Check:
         problems.append(f"the end tokens {list(config.eos_token_ids)} are not all control tokens")
     words = f"{tokenizer.vocab_size:,} ids, {len(ROUND_TRIPS)} texts come back whole"
     if tokenizer.vocab_size == OFFICIAL_VOCABULARY:
-        for text, ids in TEXTS:
-            if tuple(tokenizer.encode(text)[: len(ids)]) != ids:
-                problems.append(f"{text!r} begins with {tokenizer.encode(text)[: len(ids)]}, published is {list(ids)}")
+        for text, published in TEXTS:
+            found = tokenizer.encode(text)[: len(published)]
+            if found != list(published):
+                problems.append(f"{text!r} begins with {found}, published is {list(published)}")
         words += f", {len(TEXTS)} published encodings"
     return verdict("tokenizer", problems, words, hint="tokenizer.json belongs to another model or is damaged")
 

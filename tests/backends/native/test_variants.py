@@ -13,7 +13,7 @@ from support.odd_model import ODD
 
 def test_generic_always_runs_and_the_others_say_why_not() -> None:
     table = {variant["name"]: variant for variant in variants()}
-    assert list(table) == ["generic", "avx2", "avx512"]
+    assert list(table) == ["generic", "avx2", "avx2_vnni", "avx512", "avx512_vnni"]
     assert table["generic"]["available"]
     for variant in table.values():
         assert variant["available"] == (variant["reason"] == "")

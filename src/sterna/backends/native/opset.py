@@ -6,6 +6,7 @@ the bits are those of one kernel variant and one KV type.
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import replace
 from typing import Literal
 
@@ -28,14 +29,18 @@ from sterna.ops.base import (
     StepContext,
 )
 from sterna.ops.bfloat16 import to_float32
+from sterna.quant.tensor import QuantizedTensor
 
 KvDtype = Literal["bfloat16", "float32"]
+# Formats with kernels (int8 activations, integer sums per group): columns of a block, and bytes that one takes in tiles.
+QUANTIZED_FORMATS = {name: (block, size) for name, block, size in _native.quantized_types()}
 # The width of the key and value panels in a KV block.
 BLOCK_MULTIPLE = 16
 
 
 class NativeOpSet(NativeVisionOps):
-    """Float activations; weights in their storage type (float32, float16, bfloat16), packed once.
+    """Weights in their storage type, packed once: float32, float16 and bfloat16 with float activations, `QUANTIZED_FORMATS`
+    with activations rounded to int8 per token and group of 32. Memory-mapped tensors of our own formats are not copied.
 
     ``variant`` as in `choose_variant`. Keys and values are rounded to ``kv_dtype`` before any row reads them.
     ``num_threads`` is a setting of the whole process; results do not depend on it.
@@ -58,13 +63,39 @@ class NativeOpSet(NativeVisionOps):
     def tensor(self, array: np.ndarray) -> _native.Tensor:
         return _native.tensor(np.ascontiguousarray(to_float32(array)))
 
-    def pack_linear(self, weight: np.ndarray) -> _native.Matrix:
+    def pack_linear(self, weight: np.ndarray | QuantizedTensor) -> _native.Matrix:
+        if isinstance(weight, QuantizedTensor):
+            rows, columns = weight.shape
+            return self._ops.pack_quantized(
+                weight.data, format=_kernel_format(weight), rows=rows, columns=columns, borrow=_is_mapped(weight.data)
+            )
         return self._ops.pack_linear(np.ascontiguousarray(weight))
 
-    def pack_experts(self, gate_up_proj: np.ndarray, down_proj: np.ndarray) -> _native.Experts:
+    def pack_experts(
+        self, gate_up_proj: np.ndarray | QuantizedTensor, down_proj: np.ndarray | QuantizedTensor
+    ) -> _native.Experts:
+        if isinstance(gate_up_proj, QuantizedTensor) and isinstance(down_proj, QuantizedTensor):
+            count, hidden, width = down_proj.shape
+            return self._ops.pack_quantized_experts(
+                gate_up_proj.data,
+                down_proj.data,
+                format=_kernel_format(gate_up_proj),
+                down_format=_kernel_format(down_proj),
+                count=count,
+                hidden=hidden,
+                width=width,
+                borrow=_is_mapped(gate_up_proj.data) and _is_mapped(down_proj.data),
+            )
+        if isinstance(gate_up_proj, QuantizedTensor) or isinstance(down_proj, QuantizedTensor):
+            raise BackendError("gate_up_proj and down_proj of the experts must both be quantised or both not")
         return self._ops.pack_experts(np.ascontiguousarray(gate_up_proj), np.ascontiguousarray(down_proj))
 
-    def pack_mlp(self, gate_proj: np.ndarray, up_proj: np.ndarray, down_proj: np.ndarray) -> SparseMoeWeights:
+    def pack_mlp(
+        self,
+        gate_proj: np.ndarray | QuantizedTensor,
+        up_proj: np.ndarray | QuantizedTensor,
+        down_proj: np.ndarray | QuantizedTensor,
+    ) -> SparseMoeWeights:
         return pack_mlp(self, gate_proj, up_proj, down_proj)
 
     # per pass --------------------------------------------------------------------------------------------------------
@@ -124,6 +155,7 @@ class NativeOpSet(NativeVisionOps):
             weights.dt_bias,
             weights.norm,
             weights.out_proj,
+            weights.tiled_value_heads,
             state,
             context.device,
             config.linear_num_key_heads,
@@ -213,3 +245,21 @@ class NativeOpSet(NativeVisionOps):
 
     def copy_kv(self, kv_cache: _native.KvCache, source: int, target: int) -> None:
         kv_cache.copy(source, target)
+
+
+def _is_mapped(data: np.ndarray) -> bool:
+    """Whether an array is memory-mapped from a file; such tiles are used where they lie, other arrays are copied."""
+    base: object = data
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)
+
+
+def _kernel_format(tensor: QuantizedTensor) -> str:
+    if tensor.format.name not in QUANTIZED_FORMATS:
+        raise BackendError(
+            f"the native backend has no kernels for {tensor.format.name} (tensor {tensor.name}), "
+            f"allowed are {', '.join(QUANTIZED_FORMATS)}",
+            hint="convert the checkpoint, or read it with its exact values in F32",
+        )
+    return tensor.format.name

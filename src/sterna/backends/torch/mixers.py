@@ -45,7 +45,7 @@ def delta_net(
     for start, end, source, targets in state_segments(context):
         history = torch.cat([conv[source], qkv[start:end].T], dim=1)
         mixed = F.silu(F.conv1d(history[None], weights.conv1d[:, None], groups=len(history))[0].T)
-        q, k, v = _split_qkv(mixed, config)
+        q, k, v = _split_qkv(mixed, config, tiled=weights.tiled_value_heads)
         out[start:end], state = _delta_rule(q, k, v, g[start:end], beta[start:end], recurrent[source])
         for slot in targets:
             recurrent[slot], conv[slot] = state, history[:, end - start :]
@@ -53,13 +53,14 @@ def delta_net(
     return F.linear(gated.reshape(tokens, heads * dim), weights.out_proj)
 
 
-def _split_qkv(mixed: Tensor, config: TextConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _split_qkv(mixed: Tensor, config: TextConfig, *, tiled: bool) -> tuple[Tensor, Tensor, Tensor]:
     tokens, heads, dim = len(mixed), config.linear_num_key_heads, config.linear_key_head_dim
     values = config.linear_num_value_heads
     q, k, v = mixed.split([heads * dim, heads * dim, values * config.linear_value_head_dim], dim=1)
     q = l2_norm(q.reshape(tokens, heads, dim)) * dim**-0.5
     k = l2_norm(k.reshape(tokens, heads, dim))
-    q, k = (x.repeat_interleave(values // heads, dim=1) for x in (q, k))
+    repeats = values // heads
+    q, k = (x.repeat(1, repeats, 1) if tiled else x.repeat_interleave(repeats, dim=1) for x in (q, k))
     return q, k, v.reshape(tokens, values, config.linear_value_head_dim)
 
 
