@@ -122,7 +122,9 @@ def test_a_changed_turn_is_read_as_the_client_sent_it(server):
     sent = {"role": "assistant", "content": "changed", "tool_calls": [call]}
     tool = {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
     second = server.post(PATH, {**request, "messages": [*request["messages"], sent, tool]}).json()
-    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] <= first["usage"]["prompt_tokens"]
+    # the turn that was sampled is not used; how it begins may be the same
+    sampled = first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"] - 1
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] < sampled
 
 
 def test_several_choices(server):
