@@ -116,15 +116,14 @@ def test_the_next_request_of_a_conversation_computes_its_new_tokens_only(server)
 
 
 def test_a_changed_turn_is_read_as_the_client_sent_it(server):
-    request = body("call", tools=TOOLS)
+    # A conversation of its own: another test's instruct mode opens a turn of the same prompt as a turn without reasoning does.
+    request = body("a turn will be changed\ncall", tools=TOOLS)
     first = server.post(PATH, request).json()
     call = first["choices"][0]["message"]["tool_calls"][0]
     sent = {"role": "assistant", "content": "changed", "tool_calls": [call]}
     tool = {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
     second = server.post(PATH, {**request, "messages": [*request["messages"], sent, tool]}).json()
-    # the turn that was sampled is not used; how it begins may be the same
-    sampled = first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"] - 1
-    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] < sampled
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] <= first["usage"]["prompt_tokens"]
 
 
 def test_several_choices(server):
