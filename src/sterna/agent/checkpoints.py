@@ -55,12 +55,9 @@ class Checkpoints:
 
     def save(self, label: str, *, kind: str = "task") -> Checkpoint:
         """The files as they are now; ``label`` is one line."""
-        self._prepare()
-        self._check_size()
-        self._git("add", "--all", "--", ".")
-        tree = self._git("write-tree").strip()
-        newest = next(iter(self.saved()), None)
-        parent = () if newest is None else ("-p", newest.commit)
+        tree = self._tree()
+        newest = self._git("for-each-ref", "--format=%(objectname)", _REF).strip()
+        parent = ("-p", newest) if newest else ()
         now = int(time.time())
         commit = self._git("commit-tree", tree, *parent, "-m", f"{kind}: {label}", unix_s=now).strip()
         self._git("update-ref", _REF, commit)
@@ -86,15 +83,21 @@ class Checkpoints:
 
     def before_last_task(self) -> Checkpoint | None:
         """The newest state before a task that differs from now; asked again after `restore`, the one before that."""
-        now = self.save("look", kind="undo")
+        now = self._tree()
         tasks = [checkpoint for checkpoint in self.saved() if checkpoint.kind == "task"]
-        same = [index for index, checkpoint in enumerate(tasks) if checkpoint.tree == now.tree]
-        return next((task for task in tasks[same[0] if same else 0 :] if task.tree != now.tree), None)
+        same = [index for index, checkpoint in enumerate(tasks) if checkpoint.tree == now]
+        return next((task for task in tasks[same[0] if same else 0 :] if task.tree != now), None)
 
     def diff(self, checkpoint: Checkpoint) -> str:
         """A unified diff from ``checkpoint`` to the files as they are now."""
-        now = self.save("look", kind="undo")
-        return self._git("diff", "--no-ext-diff", "--no-textconv", "--no-color", checkpoint.commit, now.commit)
+        return self._git("diff", "--no-ext-diff", "--no-textconv", "--no-color", checkpoint.tree, self._tree())
+
+    def _tree(self) -> str:
+        """The files as they are now, as a tree of the repository."""
+        self._prepare()
+        self._check_size()
+        self._git("add", "--all", "--", ".")
+        return self._git("write-tree").strip()
 
     def _prepare(self) -> None:
         if not (self._git_dir / "HEAD").exists():
