@@ -14,14 +14,13 @@ from sterna.checkpoint.layouts import StoredTensors, organise
 from sterna.checkpoint.manifest import GROUPS, TensorSpec, expected_tensors
 from sterna.checkpoint.packed_formats import unpacked
 from sterna.checkpoint.safetensors import SafetensorsFile
-from sterna.checkpoint.tensor_view import TensorView
+from sterna.checkpoint.tensor_view import TensorView, sampled
 from sterna.config import ModelConfig, read_model_config
 from sterna.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOAT_DTYPES = ("F32", "F16", "BF16")
-_SAMPLE_BYTES = 4096
 
 
 class Checkpoint:
@@ -71,9 +70,7 @@ class Checkpoint:
         for file in self.files:
             digest.update(file.header)
             for view in file.values():
-                raw = view.array.reshape(-1).view(np.uint8)
-                for start in (0, max(0, (raw.size - _SAMPLE_BYTES) // 2), max(0, raw.size - _SAMPLE_BYTES)):
-                    digest.update(raw[start : start + _SAMPLE_BYTES].tobytes())
+                digest.update(sampled(view.array))
         return digest.hexdigest()
 
 

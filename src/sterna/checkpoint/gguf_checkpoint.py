@@ -15,7 +15,7 @@ from sterna.checkpoint.gguf import GgufFile, GgufTensor
 from sterna.checkpoint.gguf_metadata import GgufTokenizer, Metadata, read_config, read_tokenizer
 from sterna.checkpoint.gguf_names import Rule, Source
 from sterna.checkpoint.manifest import TensorSpec, expected_tensors
-from sterna.checkpoint.tensor_view import DTYPES, TensorView
+from sterna.checkpoint.tensor_view import DTYPES, TensorView, sampled
 from sterna.config import ModelConfig, TextConfig
 from sterna.errors import CheckpointError, UsageError
 from sterna.quant.base import Bytes, Format
@@ -25,7 +25,6 @@ from sterna.quant.tensor import QuantizedTensor
 FLOATS = ("F32", "F16", "BF16")
 V_HEAD_ORDERS = ("grouped", "tiled")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-_SAMPLE_BYTES = 4096
 MAX_SHARDS = 99_999
 _QKV_PROJECTIONS = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 
@@ -155,10 +154,8 @@ class GgufCheckpoint:
         digest = hashlib.sha256(self.v_head_order.encode())
         for file in self.files:
             for name, tensor in file.items():
-                data = file.data(name)
                 digest.update(f"{name} {tensor.format.name} {tensor.shape}".encode())
-                for start in (0, max(0, (data.size - _SAMPLE_BYTES) // 2), max(0, data.size - _SAMPLE_BYTES)):
-                    digest.update(data[start : start + _SAMPLE_BYTES].tobytes())
+                digest.update(sampled(file.data(name)))
         return digest.hexdigest()
 
     def _views(self, name: str) -> list[tuple[Format, tuple[int, ...], Bytes]]:

@@ -11,14 +11,13 @@ import numpy as np
 
 from sterna.checkpoint.gguf import GgufFile, Value
 from sterna.checkpoint.manifest import vision_tensors
-from sterna.checkpoint.tensor_view import DTYPES, TensorView
+from sterna.checkpoint.tensor_view import DTYPES, TensorView, sampled
 from sterna.config import VisionConfig
 from sterna.errors import CheckpointError
 
 ARCHITECTURE, PROJECTOR = "clip", "qwen3vl_merger"
 TEMPORAL_PATCH_SIZE = 2
 FLOATS = ("F32", "F16", "BF16")
-_SAMPLE_BYTES = 4096
 _MODEL = {
     "patch_embed.proj.bias": "v.patch_embd.bias",
     "pos_embed.weight": "v.position_embd.weight",
@@ -75,10 +74,8 @@ class MmprojFile:
         """Hex digest of names, shapes, formats and a sample of the bytes of every tensor (start, middle and end)."""
         digest = hashlib.sha256()
         for name, tensor in self._file.items():
-            data = self._file.data(name)
             digest.update(f"{name} {tensor.format.name} {tensor.shape}".encode())
-            for start in (0, max(0, (data.size - _SAMPLE_BYTES) // 2), max(0, data.size - _SAMPLE_BYTES)):
-                digest.update(data[start : start + _SAMPLE_BYTES].tobytes())
+            digest.update(sampled(self._file.data(name)))
         return digest.hexdigest()
 
     def _view(self, stored: str) -> TensorView:

@@ -20,7 +20,7 @@ import numpy as np
 
 from sterna.checkpoint.manifest import GROUPS, TensorSpec, expected_tensors
 from sterna.checkpoint.safetensors import SafetensorsFile
-from sterna.checkpoint.tensor_view import TensorView
+from sterna.checkpoint.tensor_view import TensorView, sampled
 from sterna.config import ModelConfig, read_model_config
 from sterna.errors import CheckpointError
 from sterna.quant import FORMATS, Format
@@ -35,7 +35,6 @@ PACKED_VERSION = 1
 ALIGNMENT = 64
 PADDING_PREFIX = "padding."
 FLOATS = ("F32", "F16", "BF16")
-_SAMPLE_BYTES = 4096
 
 
 class PackedCheckpoint:
@@ -104,9 +103,7 @@ class PackedCheckpoint:
         """Hex digest of the header and of a sample of the bytes of every tensor (start, middle and end)."""
         digest = hashlib.sha256(self.file.header)
         for view in self.file.values():
-            raw = view.array.reshape(-1).view(np.uint8)
-            for start in (0, max(0, (raw.size - _SAMPLE_BYTES) // 2), max(0, raw.size - _SAMPLE_BYTES)):
-                digest.update(raw[start : start + _SAMPLE_BYTES].tobytes())
+            digest.update(sampled(view.array))
         return digest.hexdigest()
 
     def damaged(self) -> list[str]:
