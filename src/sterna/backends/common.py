@@ -13,13 +13,13 @@ from sterna.backends.base import Batch, DraftBatch, Logits, MemoryPlan, SampledT
 from sterna.backends.planner import plan_memory
 from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
 from sterna.checkpoint.manifest import vision_tensors
+from sterna.checkpoint.opening import LoadableCheckpoint
 from sterna.checkpoint.packed_checkpoint import PackedCheckpoint
 from sterna.checkpoint.quantizing import QuantizingCheckpoint
 from sterna.config import EngineConfig, ModelConfig, VisionConfig
 from sterna.errors import BackendError
 from sterna.models.qwen3_5_moe import Caches, ModelLogits, ModelPass, Qwen35MoeModel
 from sterna.models.vision import VisionModel, VisionSource
-from sterna.models.weights import AnyCheckpoint
 from sterna.ops.base import OpSet
 from sterna.ops.sampling import sample
 
@@ -69,7 +69,7 @@ class ModelBackend:
             raise BackendError(f"the backend {self.name} holds no model", hint="call load first")
         return self._model
 
-    def load(self, checkpoint: AnyCheckpoint, config: ModelConfig) -> None:
+    def load(self, checkpoint: LoadableCheckpoint, config: ModelConfig) -> None:
         """Take the weights of a checkpoint: text and, if present, the multi-token prediction head and the vision tower."""
         self._model = Qwen35MoeModel(self.ops, checkpoint, config)
         self._config = config
@@ -94,7 +94,7 @@ class ModelBackend:
         """The vision tower, ``None`` where the checkpoint has none."""
         return self._vision
 
-    def _bytes_of(self, checkpoint: AnyCheckpoint | VisionSource, name: str) -> int:
+    def _bytes_of(self, checkpoint: LoadableCheckpoint | VisionSource, name: str) -> int:
         if isinstance(checkpoint, QuantizingCheckpoint | GgufCheckpoint | PackedCheckpoint):
             return checkpoint.nbytes(name)
         shape, itemsize = checkpoint.storage(name)

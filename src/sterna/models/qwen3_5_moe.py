@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sterna.backends.base import Batch, DraftBatch, Float32
+from sterna.checkpoint.opening import LoadableCheckpoint
 from sterna.config import ModelConfig
 from sterna.errors import BackendError
-from sterna.models.weights import AnyCheckpoint, DecoderLayer, MtpHead, WeightLoader
+from sterna.models.weights import DecoderLayer, MtpHead, WeightLoader
 from sterna.ops.base import DenseMlpWeights, GatedDeltaNetWeights, OpSet, StepContext, Tensor
 from sterna.ops.rope import rope_cos_sin
 
@@ -45,7 +46,7 @@ class ModelLogits:
 class Qwen35MoeModel:
     """The text model and, where the checkpoint has it, the multi-token prediction head."""
 
-    def __init__(self, ops: OpSet, checkpoint: AnyCheckpoint, config: ModelConfig) -> None:
+    def __init__(self, ops: OpSet, checkpoint: LoadableCheckpoint, config: ModelConfig) -> None:
         self.ops = ops
         self.config = config.text
         loader = WeightLoader(ops, checkpoint, self.config)

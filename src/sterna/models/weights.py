@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sterna.checkpoint import Checkpoint
 from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
-from sterna.checkpoint.packed_checkpoint import PackedCheckpoint
-from sterna.checkpoint.quantizing import QuantizingCheckpoint
+from sterna.checkpoint.opening import LoadableCheckpoint
 from sterna.config import TextConfig
 from sterna.ops.base import (
     AttentionWeights,
@@ -21,8 +19,6 @@ from sterna.ops.base import (
     Weight,
 )
 from sterna.quant.tensor import QuantizedTensor
-
-AnyCheckpoint = Checkpoint | GgufCheckpoint | PackedCheckpoint | QuantizingCheckpoint
 
 
 @dataclass(slots=True)
@@ -49,7 +45,7 @@ class MtpHead:
 class WeightLoader:
     """Reads tensors of one checkpoint by name and hands them to an op set."""
 
-    def __init__(self, ops: OpSet, checkpoint: AnyCheckpoint, config: TextConfig) -> None:
+    def __init__(self, ops: OpSet, checkpoint: LoadableCheckpoint, config: TextConfig) -> None:
         self.ops = ops
         self.checkpoint = checkpoint
         self.config = config

@@ -6,8 +6,8 @@ from sterna.backends.common import ModelBackend
 from sterna.backends.host_memory import available_host_bytes
 from sterna.backends.native.opset import QUANTIZED_FORMATS, KvDtype, NativeOpSet
 from sterna.checkpoint.gguf_checkpoint import GgufCheckpoint
+from sterna.checkpoint.opening import LoadableCheckpoint
 from sterna.models.vision import VisionSource
-from sterna.models.weights import AnyCheckpoint
 
 
 class NativeBackend(ModelBackend):
@@ -25,7 +25,7 @@ class NativeBackend(ModelBackend):
         """Free memory of the machine, with what the loaded weights take already."""
         return available_host_bytes(self._weight_bytes)
 
-    def _bytes_of(self, checkpoint: AnyCheckpoint | VisionSource, name: str) -> int:
+    def _bytes_of(self, checkpoint: LoadableCheckpoint | VisionSource, name: str) -> int:
         size = super()._bytes_of(checkpoint, name)
         if not isinstance(checkpoint, GgufCheckpoint):
             return size
